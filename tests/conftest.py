@@ -1,0 +1,41 @@
+"""Fixtures for every test, and the rule that tests on real data may not quietly go missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+# Shared machines are slow at times: no deadline. In CI the examples are fixed, so that red means the change is at fault.
+settings.register_profile(
+    "house", deadline=None, derandomize=IN_CI, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of real head CTs that lies beside the project; never part of it."""
+    told = os.environ.get("HEMOLENS_TEST_DATA")
+    root = Path(told) if told else ROOT.parent / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip(f"real test data not found at {root}; set HEMOLENS_TEST_DATA to its folder")
+    return root
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under CI, turn the skip of a test that wants real data into a failure: a green run must have seen the data."""
+    report = yield
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail") and "data" in getattr(item, "fixturenames", ()):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: skipped for missing data, which CI does not accept: {report.longrepr}"
+    return report
