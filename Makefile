@@ -1,0 +1,52 @@
+# Two commands matter: make demo (see it work) and make test (check that it works).
+# Each makes .venv by itself and installs only when pyproject.toml has changed.
+
+VENV := .venv
+PYTHON_IN := $(VENV)/bin/python
+PIP := $(PYTHON_IN) -m pip install --quiet --disable-pip-version-check --no-input
+OUT ?= hemolens-demo
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: help demo test lint docs clean
+
+help:
+	@echo "make demo   analyze the built-in phantom head; ends with the path of a report (OUT=folder)"
+	@echo "make test   run every test (ARGS='-k name' for some of them, WORKERS=n)"
+	@echo "make lint   ruff and mypy"
+	@echo "make docs   check the documentation: links, snippets, every verb and option"
+	@echo "make clean  remove .venv and caches"
+
+demo: $(VENV)/.core
+	@$(PYTHON_IN) -m hemolens analyze --demo -o "$(OUT)" --overwrite
+
+test: $(VENV)/.test
+	$(PYTHON_IN) -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.lint
+	$(PYTHON_IN) -m ruff check .
+	$(PYTHON_IN) -m ruff format --check .
+	$(PYTHON_IN) -m mypy
+
+docs: $(VENV)/.test
+	$(PYTHON_IN) -m pytest tests/test_docs.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.core: pyproject.toml tools/make_venv.sh
+	@sh tools/make_venv.sh $(VENV)
+	@echo "Installing hemolens into $(VENV) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml tools/make_venv.sh
+	@sh tools/make_venv.sh $(VENV)
+	@echo "Installing hemolens with its test and training parts into $(VENV) (torch is large: some minutes) ..."
+	@$(PIP) -e '.[openvino,train,export,test]'
+	@touch $@
+
+# mypy follows imports into torch and onnx, so it wants them too.
+$(VENV)/.lint: $(VENV)/.test
+	@$(PIP) -e '.[all]'
+	@touch $@
