@@ -123,7 +123,9 @@ class Stack:
         lengths = np.concatenate([np.linalg.norm(r, axis=1), np.linalg.norm(c, axis=1)])
         if np.abs(lengths - 1).max() > 1e-3 or np.abs((r * c).sum(axis=1)).max() > 1e-3:
             raise _bad("row and column directions are not unit vectors at right angles")
+        # Direction cosines come rounded to as few as four digits: compare directions, not lengths.
         normals = np.cross(r, c)
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
         cosines = normals @ normals[0]
         if cosines.min() < np.cos(np.radians(PARALLEL_TOLERANCE_DEG)):
             raise _bad("slices are not parallel")
