@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parents[1]
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
-# Shared machines are slow at times: no deadline. In CI the examples are fixed, so a red run means the change is at fault.
+# Shared machines are slow at times: no deadline. In CI the examples are fixed, so red means the change is at fault.
 settings.register_profile(
     "house", deadline=None, derandomize=IN_CI, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
