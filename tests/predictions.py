@@ -1,0 +1,39 @@
+"""A network's answer made up from a known label map, so that what follows can be tested without one."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hemolens.geometry import Stack
+from hemolens.inference.prediction import ModelIdentity, Prediction
+from hemolens.labels import FINDING_NAMES, SUBTYPES
+from hemolens.volume import SourceInfo, Volume
+
+MODEL = ModelIdentity("test-net", "0" * 64, {"data": ["none"], "license": "Apache-2.0", "metrics": {"dice": 0.5}})
+
+
+def predict(
+    labels: NDArray[np.uint8], sure: float = 0.9, *, interval: tuple[float, float] | None = (0.9, 0.99)
+) -> Prediction:
+    """Answer exactly `labels`: probability `sure` inside, 0 outside, slice scores to match."""
+    labels = np.asarray(labels, dtype=np.uint8)
+    slices = np.full((len(labels), len(FINDING_NAMES)), 0.05, dtype=np.float32)
+    slices[labels.any(axis=(1, 2)), 0] = 0.95
+    for subtype in SUBTYPES:
+        slices[(labels == subtype.index).any(axis=(1, 2)), subtype.index] = 0.9
+    return Prediction(
+        blood=np.where(labels > 0, sure, 0.0).astype(np.float16),
+        subtype=labels,
+        slice_probability=slices,
+        study_probability=slices.max(axis=0),
+        study_interval=interval,
+        mask_threshold=0.5,
+        study_threshold=0.5,
+        model=MODEL,
+    )
+
+
+def volume_of(shape: tuple[int, int, int], stack: Stack | None, hu: float = 35.0) -> Volume:
+    """A volume of one value."""
+    return Volume(np.full(shape, hu, dtype=np.float32), stack, SourceInfo("dicom" if stack else "images", "test"))
