@@ -1,0 +1,1 @@
+"""From a volume in Hounsfield units to what a network sees, and back onto the source grid."""

@@ -1,0 +1,169 @@
+"""The recorded, invertible way from a volume to network input and from network output back onto the source grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hemolens.errors import GeometryError
+from hemolens.geometry import Stack
+from hemolens.preprocessing.head import find_crop, gate
+from hemolens.preprocessing.resample import Crop
+from hemolens.preprocessing.window import to_gray
+from hemolens.volume import Volume
+
+AXIAL_LIMIT_DEG = 45.0
+"""Beyond this angle between the slice normal and the body axis a stack is not axial in any sense."""
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """What a network was trained to see; saved in its card.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+
+    size: int = 224
+    """Samples along each side of the head crop."""
+    context_mm: float = 5.0
+    """Distance of the slices shown above and below; thinner slices are averaged to about this thickness."""
+
+    def __post_init__(self) -> None:
+        if self.size < 32 or self.size % 32:
+            raise ValueError("size must be a positive multiple of 32")
+        if not self.context_mm > 0:
+            raise ValueError("context_mm must be positive")
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """In-plane and through-plane moves that bring a stack to rows toward P, columns toward L, slices toward S."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+    flip_slices: bool = False
+
+    @classmethod
+    def of(cls, stack: Stack | None) -> Orientation:
+        """Read the moves off the direction cosines; a source without geometry is taken as it is shown.
+
+        Raises
+        ------
+        GeometryError
+            If the slices are not axial.
+        """
+        if stack is None:
+            return cls()
+        down, right, normal = stack.column_directions[0], stack.row_directions[0], stack.normal
+        if abs(normal[2]) < np.cos(np.radians(AXIAL_LIMIT_DEG)):
+            raise GeometryError(
+                "geometry",
+                "the slices are not axial",
+                "Choose the axial series (--series), or give the scan as NIfTI, which is turned as needed.",
+            )
+        transpose = abs(down[0]) > abs(down[1])
+        if transpose:
+            down, right = right, down
+        return cls(bool(transpose), bool(down[1] < 0), bool(right[0] < 0), bool(normal[2] < 0))
+
+    def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Turn ``(slices, rows, columns)`` from the source's order to the network's; a view."""
+        turned = array.swapaxes(1, 2) if self.transpose else array
+        return turned[_flip(self.flip_slices), _flip(self.flip_rows), _flip(self.flip_columns)]
+
+    def undo(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Turn ``(slices, rows, columns)`` from the network's order back to the source's; a view."""
+        turned = array[_flip(self.flip_slices), _flip(self.flip_rows), _flip(self.flip_columns)]
+        return turned.swapaxes(1, 2) if self.transpose else turned
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Network input together with the way back.
+
+    Parameters
+    ----------
+    crops
+        Gray head crops, uint8, shape ``(slices, size, size)``, in the network's order.
+    gates
+        Where blood may be, bool, same shape.
+    contexts
+        What the network sees for each slice: below, the slice, above; uint8, shape ``(slices, 3, size, size)``.
+    orientation, crop, shape
+        The steps taken, and the source's shape.
+    """
+
+    crops: NDArray[np.uint8]
+    gates: NDArray[np.bool_]
+    contexts: NDArray[np.uint8]
+    orientation: Orientation
+    crop: Crop
+    shape: tuple[int, int, int]
+
+    def restore(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring ``(slices, size, size)`` from the network's grid onto the source grid; 0 outside the crop."""
+        plane = (self.shape[2], self.shape[1]) if self.orientation.transpose else (self.shape[1], self.shape[2])
+        return np.ascontiguousarray(self.orientation.undo(self.crop.restore(samples, plane)), dtype=np.float32)
+
+    def restore_slices(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring one row per slice, shape ``(slices, …)``, back to the source's slice order."""
+        return np.ascontiguousarray(values[_flip(self.orientation.flip_slices)])
+
+
+def prepare(volume: Volume, config: PreprocessConfig) -> Prepared:
+    """Turn, window and crop a volume for a network.
+
+    Raises
+    ------
+    GeometryError
+        If the slices are not axial.
+    """
+    orientation = Orientation.of(volume.stack)
+    turned = orientation.apply(volume.hu)
+    gray = to_gray(turned)  # type: ignore[arg-type]
+    crop = find_crop(gray, _pixel_aspect(volume.stack, orientation), config.size)
+    crops = np.stack([np.clip(np.rint(crop.extract(g)), 0, 255).astype(np.uint8) for g in gray])
+    gates = np.stack([gate(image) for image in crops])
+    offsets = _offsets(volume.stack, len(volume), orientation, config.context_mm)
+    return Prepared(crops, gates, contexts(crops, offsets, config.context_mm), orientation, crop, volume.shape)
+
+
+def contexts(crops: NDArray[np.uint8], offsets_mm: NDArray[np.float64], context_mm: float) -> NDArray[np.uint8]:
+    """Return for each slice the image one `context_mm` below, at, and above it, ``(slices, 3, size, size)``.
+
+    Each is the mean of all slices nearer than half of `context_mm`, so that thin slices look like the thick ones that networks are
+    trained on; where there is none, the nearest slice stands in.
+    """
+    seen = np.empty((len(crops), 3, *crops.shape[1:]), dtype=np.uint8)
+    for k, offset in enumerate(offsets_mm):
+        for channel, shift in enumerate((-context_mm, 0.0, context_mm)):
+            distance = np.abs(offsets_mm - (offset + shift))
+            near = np.flatnonzero(distance < context_mm / 2)
+            if near.size > 1:
+                seen[k, channel] = np.rint(crops[near].mean(axis=0, dtype=np.float32)).astype(np.uint8)
+            else:
+                seen[k, channel] = crops[near[0] if near.size else int(distance.argmin())]
+    return seen
+
+
+def _offsets(stack: Stack | None, slices: int, orientation: Orientation, context_mm: float) -> NDArray[np.float64]:
+    if stack is None:
+        return np.arange(slices) * context_mm
+    return np.asarray(stack.offsets_mm[::-1] * -1.0 if orientation.flip_slices else stack.offsets_mm)
+
+
+def _pixel_aspect(stack: Stack | None, orientation: Orientation) -> float:
+    if stack is None:
+        return 1.0
+    rows_mm, columns_mm = np.median(stack.spacings_mm, axis=0)
+    return float(columns_mm / rows_mm if orientation.transpose else rows_mm / columns_mm)
+
+
+def _flip(reverse: bool) -> slice:
+    return slice(None, None, -1 if reverse else 1)

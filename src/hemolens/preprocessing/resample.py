@@ -1,0 +1,65 @@
+"""Resampling of slices between a pixel grid and a square crop, exact about pixel centers, in both directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of a slice, seen as ``size x size`` samples.
+
+    Coordinates are in pixels of the slice, pixel centers at whole numbers. Sample ``i`` lies at
+    ``start + (i + 0.5) * length / size - 0.5``: the crop covers ``[start - 0.5, start + length - 0.5]``.
+    """
+
+    row_start: float
+    column_start: float
+    rows: float
+    """Height of the rectangle in pixels."""
+    columns: float
+    """Width of the rectangle in pixels."""
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not (self.rows > 0 and self.columns > 0):
+            raise ValueError("a crop needs a size and an area")
+
+    def to_source(self, row: float, column: float) -> tuple[float, float]:
+        """Map crop coordinates to slice coordinates."""
+        return (
+            self.row_start + (row + 0.5) * self.rows / self.size - 0.5,
+            self.column_start + (column + 0.5) * self.columns / self.size - 0.5,
+        )
+
+    def extract(self, slices: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Sample the crop from ``(…, rows, columns)``; low-pass filtered where it shrinks, 0 outside the image."""
+        rows = _weights(self.row_start, self.rows / self.size, self.size, slices.shape[-2])
+        columns = _weights(self.column_start, self.columns / self.size, self.size, slices.shape[-1])
+        return np.asarray(rows @ slices.astype(np.float32) @ columns.T, dtype=np.float32)
+
+    def restore(self, samples: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Sample ``(…, size, size)`` back onto a slice of `shape`; 0 outside the crop."""
+        row_step, column_step = self.size / self.rows, self.size / self.columns
+        rows = _weights(-self.row_start * row_step, row_step, shape[0], self.size, hold=True)
+        columns = _weights(-self.column_start * column_step, column_step, shape[1], self.size, hold=True)
+        return np.asarray(rows @ samples @ columns.T, dtype=np.float32)
+
+
+def _weights(start: float, step: float, outputs: int, inputs: int, hold: bool = False) -> NDArray[np.float32]:
+    """Return the ``(outputs, inputs)`` matrix of a triangle filter as wide as the coarser of the two grids.
+
+    Output ``i`` is centered at ``start + (i + 0.5) * step - 0.5``. With `hold`, the outermost input carries on for
+    half a sample beyond its center, as pixels do; otherwise the outside is 0.
+    """
+    centers = start + (np.arange(outputs) + 0.5) * step - 0.5
+    support = max(1.0, step)
+    clamped = np.clip(centers, 0, inputs - 1) if hold else centers
+    weights = np.maximum(0.0, 1.0 - np.abs(clamped[:, None] - np.arange(inputs)) / support) / support
+    if hold:
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+        weights[(centers < -0.5) | (centers > inputs - 0.5)] = 0.0
+    return weights.astype(np.float32)

@@ -1,0 +1,78 @@
+"""The loss, part by part; what is unknown teaches nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hemolens.training.config import LossConfig
+
+TOP_PIXELS = 40
+"""About half a square centimeter: the smallest bleed that a slice label is expected to pin down."""
+
+
+def total_loss(mask: Tensor, slices: Tensor, batch: dict[str, Tensor], config: LossConfig) -> dict[str, Tensor]:
+    """Return every part of the loss and their weighted sum as ``"total"``.
+
+    Parameters
+    ----------
+    mask
+        Logits ``(n, 6, h, w)``: blood, then subtypes.
+    slices
+        Logits ``(n, 6)``.
+    batch
+        ``labels`` (n, h, w) integers: 0 no blood, 1-5 subtype, 6 blood of unknown subtype; ``mask_known`` (n,);
+        ``inside`` (n, h, w): where blood may be (all ones where the skull is not closed; a slice label then says nothing about pixels, or
+        it would latch onto a scalp hematoma); ``findings`` (n, 6): 1, 0 or NaN for unknown.
+    """
+    labels, known, inside = batch["labels"], batch["mask_known"].bool(), batch["inside"]
+    blood = mask[:, 0]
+    probability = blood.sigmoid()
+    zero = blood.sum() * 0.0
+    any_bleed = batch["findings"][:, 0]
+    gated = inside.flatten(1).mean(dim=1) < 0.99
+    top = (probability * inside).flatten(1).topk(TOP_PIXELS, dim=1).values.mean(dim=1)
+    parts = {
+        "mask_bce": zero,
+        "mask_dice": zero,
+        "subtype": zero,
+        "clean_top": _mean(-torch.log1p(-top.clamp(max=0.999)), any_bleed == 0, zero),
+        "weak_top": _mean(-torch.log(top.clamp(min=1e-3)), (any_bleed == 1) & ~known & gated, zero),
+        "outside": (probability * (1 - inside)).mean() * 10,
+        "slice_bce": _slice_loss(slices, batch["findings"]),
+    }
+    if known.any():
+        target = (labels[known] > 0).float()
+        parts["mask_bce"] = F.binary_cross_entropy_with_logits(blood[known], target)
+        parts["mask_dice"] = _dice_loss(probability[known], target)
+        parts["subtype"] = _subtype_loss(mask[known, 1:], labels[known], zero)
+    weights = {name: getattr(config, name) for name in parts}
+    parts["total"] = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+    return parts
+
+
+def _dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice over those samples of the batch that hold blood; one minus it."""
+    holds = target.flatten(1).any(dim=1)
+    if not holds.any():
+        return probability.sum() * 0.0
+    p, t = probability[holds].flatten(1), target[holds].flatten(1)
+    return (1 - (2 * (p * t).sum(dim=1) + 1) / (p.sum(dim=1) + t.sum(dim=1) + 1)).mean()
+
+
+def _subtype_loss(logits: Tensor, labels: Tensor, zero: Tensor) -> Tensor:
+    told = (labels >= 1) & (labels <= logits.shape[1])
+    if not told.any():
+        return zero
+    return F.cross_entropy(logits.permute(0, 2, 3, 1)[told], labels[told].long() - 1)
+
+
+def _slice_loss(logits: Tensor, findings: Tensor) -> Tensor:
+    told = ~findings.isnan()
+    losses = F.binary_cross_entropy_with_logits(logits, findings.nan_to_num(0.0), reduction="none")
+    return (losses * told).sum() / told.sum().clamp(min=1)
+
+
+def _mean(values: Tensor, chosen: Tensor, zero: Tensor) -> Tensor:
+    return values[chosen].mean() if chosen.any() else zero
