@@ -37,3 +37,24 @@ def predict(
 def volume_of(shape: tuple[int, int, int], stack: Stack | None, hu: float = 35.0) -> Volume:
     """A volume of one value."""
     return Volume(np.full(shape, hu, dtype=np.float32), stack, SourceInfo("dicom" if stack else "images", "test"))
+
+
+def phantom_head(
+    *, slices: int = 34, gap_mm: float = 5.0, size: int = 128, pixel_mm: float = 2.0, scale: float = 1.0
+) -> Volume:
+    """A skull with brain, fat and scalp around it, in air; large enough to pass for a head."""
+    stack = Stack.regular(
+        slices,
+        (-(size - 1) / 2 * pixel_mm,) * 2 + (-(slices - 1) / 2 * gap_mm,),
+        spacing_mm=(pixel_mm, pixel_mm),
+        step_mm=(0, 0, gap_mm),
+    )
+    z, y, x = (
+        (np.arange(n) - (n - 1) / 2).reshape(shape) * mm
+        for n, mm, shape in ((slices, gap_mm, (-1, 1, 1)), (size, pixel_mm, (1, -1, 1)), (size, pixel_mm, (1, 1, -1)))
+    )
+    hu = np.full((slices, size, size), -1000, dtype=np.int16)
+    for shrink, value in ((0, 40), (3, -90), (6, 900), (13, 35)):
+        inside = sum((a / (r * scale - shrink)) ** 2 for a, r in ((x, 80), (y, 98), (z, 82)))
+        hu[inside <= 1] = value
+    return Volume(hu, stack, SourceInfo("dicom", "phantom"))

@@ -97,7 +97,7 @@ class Survey:
     @cached_property
     def body(self) -> Mask:
         """The same with fat: the outline of the patient, and of a table that touches."""
-        return np.stack([_largest(ndimage.binary_opening(image > TISSUE_HU, iterations=2)) for image in self.hu])
+        return np.stack([_largest(ndimage.binary_opening(image > TISSUE_HU)) for image in self.hu])
 
     @cached_property
     def rings(self) -> NDArray[np.float64]:
