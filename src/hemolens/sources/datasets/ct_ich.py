@@ -1,0 +1,269 @@
+"""CT-ICH (Hssayeni et al., Data 2020, 5(1), 14): 8-bit slices in two windows, labels per slice, masks for some.
+
+::
+
+    <root>/hemorrhage_diagnosis.csv               one row per slice; numbers start at 1, number 1 is the lowest
+    <root>/Patients_CT/078/brain/14.jpg           level 40, width 120
+    <root>/Patients_CT/078/brain/14_HGE_Seg.jpg   blood is > 128; missing does not mean empty
+    <root>/Patients_CT/078/bone/14.jpg            not used
+
+The published download nests all this under one more folder; either level is taken.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hemolens.errors import InputError, SelectionError
+from hemolens.notes import QualityNote, Severity
+from hemolens.sources.datasets import MaskState
+from hemolens.sources.files import file_entry, folder_entries, listing
+from hemolens.sources.images import pick_slices, read_gray, read_images
+from hemolens.volume import DisplayWindow, Volume
+
+LABELS_FILE = "hemorrhage_diagnosis.csv"
+PATIENTS_FOLDER = "Patients_CT"
+SLICE_STEP_MM = 5.0
+WINDOW = DisplayWindow(40.0, 120.0)
+BLOOD_ABOVE = 128
+"""Mask pixels brighter than this are blood; JPEG blurs the rest."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """What a path inside the data set points at."""
+
+    root: Path
+    patient: str | None
+    """Three digits; None for the whole data set."""
+
+
+@dataclass(frozen=True)
+class SliceTruth:
+    """One row of the label table."""
+
+    patient: int
+    slice_number: int
+    """From 1, lowest first."""
+    any: bool
+    epidural: bool
+    subdural: bool
+    subarachnoid: bool
+    intraparenchymal: bool
+    intraventricular: bool
+
+    @property
+    def flags(self) -> tuple[bool, bool, bool, bool, bool, bool]:
+        """In the order of `hemolens.labels.FINDING_NAMES`."""
+        return (
+            self.any,
+            self.epidural,
+            self.subdural,
+            self.subarachnoid,
+            self.intraparenchymal,
+            self.intraventricular,
+        )
+
+
+def locate(path: Path) -> Location | None:
+    """Recognize the data set's root, the folder above it, a patient's folder or its ``brain`` folder.
+
+    Raises
+    ------
+    InputError
+        For a ``bone`` folder: the bone window shows no blood.
+    """
+    here = path.absolute()
+    for root in (here, *(here / name for name in _only_folder(here))):
+        if (root / PATIENTS_FOLDER).is_dir():
+            return Location(root, None)
+    if here.name == PATIENTS_FOLDER and _patient_folders(here):
+        return Location(here.parent, None)
+    patient = here if here.parent.name == PATIENTS_FOLDER else here.parent
+    if patient.parent.name != PATIENTS_FOLDER or not patient.name.isdigit():
+        return None
+    if here.name == "bone":
+        raise InputError(path, "is the bone window, which shows no blood", "Give the brain folder beside it.")
+    if here != patient and here.name != "brain":
+        return None
+    return Location(patient.parent.parent, patient.name)
+
+
+def _only_folder(path: Path) -> list[str]:
+    """Return the name of the one folder below, as in the published download; nothing if there are several."""
+    try:
+        folders = [item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith(".")]
+    except OSError:
+        return []
+    return folders if len(folders) == 1 else []
+
+
+def _patient_folders(folder: Path) -> list[str]:
+    try:
+        return sorted(item.name for item in folder.iterdir() if item.name.isdigit() and (item / "brain").is_dir())
+    except OSError:
+        return []
+
+
+def find_root(path: Path) -> Path:
+    """Return the data set's root for the root itself or the folder above it.
+
+    Raises
+    ------
+    InputError
+        If it is not there.
+    """
+    found = locate(path)
+    if found is None or found.patient is not None:
+        raise InputError(path, "is not the root of CT-ICH", f"Give the folder that holds {PATIENTS_FOLDER}.")
+    return found.root
+
+
+def patients(root: Path) -> tuple[str, ...]:
+    """Return the patients whose slices are here, as three digits."""
+    return tuple(_patient_folders(find_root(root) / PATIENTS_FOLDER))
+
+
+def brain_folder(root: Path, patient: str | int) -> Path:
+    """Return the folder of a patient's brain-window slices; ``78``, ``"78"`` and ``"078"`` are one patient.
+
+    Raises
+    ------
+    SelectionError
+        If the patient is not there; near ones are named.
+    """
+    root = find_root(root)
+    known = patients(root)
+    wanted = str(patient).strip()
+    name = f"{int(wanted):03d}" if wanted.isascii() and wanted.isdigit() else wanted
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"Near ones: {', '.join(near)}." if near else f"Here are: {listing(known, most=100) or 'none'}."
+        raise SelectionError(root, f"holds no patient {wanted[:32]!r}", hint)
+    return root / PATIENTS_FOLDER / name / "brain"
+
+
+def read_patient(
+    location: Location, patient: str | None, window: DisplayWindow, spacing_mm: tuple[float | None, float | None],
+    progress: Callable[[float], None],
+) -> Volume:  # fmt: skip
+    """Read one patient's slices; the same whether the root, the patient's or the ``brain`` folder was given.
+
+    Raises
+    ------
+    SelectionError
+        If the location is the whole data set and `patient` is None, or `patient` is another one.
+    InputError
+        As `hemolens.sources.images.read_images`.
+    """
+    chosen = patient or location.patient
+    if chosen is None:
+        known = listing(patients(location.root), most=100)
+        remedy = f"Choose one with --patient; here are: {known}."
+        raise SelectionError(location.root, "is a data set of many patients", remedy)
+    folder = brain_folder(location.root, chosen)
+    if location.patient is not None and folder.parent.name != location.patient:
+        here = f"holds patient {location.patient}, not {chosen}"
+        raise SelectionError(folder.parent.parent / location.patient, here, "Give the root of the data set.")
+    slices, _ = pick_slices(folder_entries(folder), str(folder))
+    volume = read_images(slices, str(folder), window, spacing_mm, progress, window_is_published=window == WINDOW)
+    return volume.with_notes(*_missing_note(location.root, volume))
+
+
+def _missing_note(root: Path, volume: Volume) -> tuple[QualityNote, ...]:
+    """Compare the slices with the label table, which sees missing ends that the numbers alone cannot."""
+    if not (root / LABELS_FILE).is_file() or any(note.code == "slices_missing" for note in volume.notes):
+        return ()
+    patient = int(Path(volume.source.path_or_uid).parent.name)
+    wanted = {row.slice_number for row in read_labels(root) if row.patient == patient}
+    missing = sorted(wanted - set(volume.source.slice_numbers))
+    if not missing:
+        return ()
+    text = f"the label table names slices that are not here: {listing([str(n) for n in missing])}"
+    return (QualityNote("slices_missing", Severity.PARTIAL, text),)
+
+
+def read_labels(root: Path) -> tuple[SliceTruth, ...]:
+    """Read the truth of every slice.
+
+    Raises
+    ------
+    InputError
+        If the table is missing, lacks a column or holds something else than numbers.
+    """
+    path = find_root(root) / LABELS_FILE
+    entry = file_entry(path)
+    try:
+        with entry.path.open(newline="", encoding="utf-8-sig") as stream:  # the file starts with a byte-order mark
+            return tuple(_truth(path, line, row) for line, row in enumerate(csv.DictReader(stream), 2))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(path, "is no CSV table", "Download the data set's table again.") from error
+
+
+def _truth(path: Path, line: int, row: dict[str, str]) -> SliceTruth:
+    def flag(column: str) -> bool:
+        return _number(path, line, row, column) == 1
+
+    return SliceTruth(
+        patient=_number(path, line, row, "PatientNumber"),
+        slice_number=_number(path, line, row, "SliceNumber"),
+        any=not flag("No_Hemorrhage"),
+        epidural=flag("Epidural"),
+        subdural=flag("Subdural"),
+        subarachnoid=flag("Subarachnoid"),
+        intraparenchymal=flag("Intraparenchymal"),
+        intraventricular=flag("Intraventricular"),
+    )
+
+
+def _number(path: Path, line: int, row: dict[str, str], column: str) -> int:
+    try:
+        return int(row[column])
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"line {line} has no whole number for {column}"
+        raise InputError(path, problem, "Download the data set's table again.") from error
+
+
+def slice_path(root: Path, truth: SliceTruth) -> Path:
+    """Return the brain-window picture of a slice."""
+    return find_root(root) / PATIENTS_FOLDER / f"{truth.patient:03d}" / "brain" / f"{truth.slice_number}.jpg"
+
+
+def mask_path(root: Path, truth: SliceTruth) -> Path:
+    """Return where the mask of a slice lies, if there is one."""
+    return slice_path(root, truth).with_name(f"{truth.slice_number}_HGE_Seg.jpg")
+
+
+def mask_state(root: Path, truth: SliceTruth) -> MaskState:
+    """Say what is known of the blood's outline on a slice.
+
+    Only a slice whose row says no hemorrhage has an empty mask. A slice with hemorrhage and no mask file is unknown,
+    and so is one whose mask contradicts its row.
+    """
+    exists = mask_path(root, truth).is_file()
+    if truth.any:
+        return "drawn" if exists else "unknown"
+    return "unknown" if exists else "empty"
+
+
+def read_mask(root: Path, truth: SliceTruth) -> NDArray[np.bool_] | None:
+    """Return where blood is on a slice, shape of its picture; None where that is unknown.
+
+    Raises
+    ------
+    InputError
+        If a picture cannot be read.
+    """
+    state = mask_state(root, truth)
+    if state == "unknown":
+        return None
+    if state == "empty":
+        return np.zeros(read_gray(file_entry(slice_path(root, truth))).shape, dtype=bool)
+    return np.asarray(read_gray(file_entry(mask_path(root, truth))) > BLOOD_ABOVE)

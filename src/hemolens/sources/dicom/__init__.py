@@ -1,0 +1,1 @@
+"""Reading DICOM: `read.read_dicom` is the way in."""
