@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,9 +18,12 @@ from hemolens.cli import exits
 from hemolens.cli.exits import WrongUsage
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hemolens.analyze import AnalyzeOptions, Result
     from hemolens.inference.predictor import Predictor
-    from hemolens.reports.truth import Truth
+    from hemolens.reports.truth import TrueLesion, Truth
 
 DEMO_OUT = Path("hemolens-demo")
 ENDINGS = (".nii.gz", ".nii", ".dcm", ".zip", ".img.gz", ".hdr")
@@ -180,7 +183,7 @@ def _jobs(sources: list[Path], out: Path | None) -> list[Job]:
     if len(sources) == 1:
         return [Job(sources[0], out, _name(sources[0]))]
     return [
-        Job(source, out / name if out else None, name) for source, name in zip(sources, _names(sources), strict=True)
+        Job(source, out / name if out else None, name) for source, name in zip(sources, names_of(sources), strict=True)
     ]
 
 
@@ -190,7 +193,7 @@ def _name(source: Path) -> str:
     return name[: len(name) - len(ending)] or "scan"
 
 
-def _names(sources: list[Path]) -> list[str]:
+def names_of(sources: list[Path]) -> list[str]:
     """Name each input after itself, with as many of the folders above it as tell all of them apart."""
     if len({s.resolve() for s in sources}) < len(sources):
         raise WrongUsage("analyze", "The same INPUT was named twice.")
@@ -230,10 +233,11 @@ def _run_all(jobs: list[Job], options: AnalyzeOptions, manner: Manner) -> int:
 
 def _run_one(job: Job, options: AnalyzeOptions, manner: Manner, predictor: Predictor) -> int:
     from hemolens.analyze import analyze as run
-    from hemolens.cli import progress, summary
+    from hemolens.cli import summary
+    from hemolens.cli.terminal import progress_shown
     from hemolens.reports.as_json import to_mapping
 
-    with _stdout_kept_clean(manner.as_json), progress.shown(job.title, quiet=manner.quiet) as tell:
+    with _stdout_kept_clean(manner.as_json), progress_shown(job.title, quiet=manner.quiet) as tell:
         result = run(job.source, options, progress=tell, predictor=predictor)
         if tell:
             tell("report", 0.0)
@@ -248,6 +252,23 @@ def _run_one(job: Job, options: AnalyzeOptions, manner: Manner, predictor: Predi
 
 def _save(result: Result, out: Path, manner: Manner) -> Mapping[str, Path]:
     return result.save(out, overwrite=manner.overwrite, probability=manner.probability, truth=_truth(manner))
+
+
+@dataclass(frozen=True, eq=False)
+class KnownLesions:
+    """What is known of the demo, as reports want it."""
+
+    lesions: Sequence[TrueLesion]
+    labels: NDArray[np.uint8] | None
+
+
+def _truth(manner: Manner) -> Truth | None:
+    if not manner.demo:
+        return None
+    from hemolens.demo import demo_truth
+
+    truth = demo_truth()
+    return KnownLesions(truth.lesions, truth.labels())
 
 
 def check_out(source: Path, out: Path, *, overwrite: bool) -> None:
@@ -280,7 +301,8 @@ def _stdout_kept_clean(wanted: bool) -> Iterator[None]:
         return
     try:
         os.dup2(2, 1)
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         sys.stdout.flush()
         os.dup2(real, 1)

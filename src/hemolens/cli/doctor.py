@@ -18,6 +18,7 @@ import typer
 
 from hemolens import __version__
 from hemolens.cli import exits
+from hemolens.cli.terminal import plain_console
 
 MODULES: Mapping[str, str] = {
     "pillow": "PIL",
@@ -92,13 +93,15 @@ def diagnose() -> Iterator[Check]:
     except metadata.PackageNotFoundError:
         required, extras = [], {}
         yield Check("core", "package", State.BROKEN, "hemolens runs from its source, not installed", "pip install -e .")
-    for requirement in required:
-        yield _core_check(requirement)
-    yield from _decoder_checks()
-    yield from _runtime_checks()
-    yield from _model_checks()
+    core = [_core_check(requirement) for requirement in required]
+    yield from core
+    if all(check.state is State.OK for check in core):  # what follows would only stumble over the same stone
+        yield from _decoder_checks()
+        yield from _runtime_checks()
+        yield from _model_checks()
     for extra, wanted in extras.items():
-        yield _extra_check(extra, wanted)
+        if extra != "all":  # the sum of the others
+            yield _extra_check(extra, wanted)
 
 
 def _cores() -> int:
@@ -108,7 +111,7 @@ def _cores() -> int:
 
 
 def _requirements(lines: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split what the package metadata requires into core and extras, such as ``["numpy>=2"], {"train": ["torch>=2.8"]}``."""
+    """Split what the package metadata requires into core and extras, such as ``{"train": ["torch>=2.8"]}``."""
     core: list[str] = []
     extras: dict[str, list[str]] = {}
     for line in lines:
@@ -175,10 +178,8 @@ def _extra_check(extra: str, wanted: list[str]) -> Check:
 
 
 def _decoder_checks() -> Iterator[Check]:
-    try:
-        from pydicom.pixels.decoders.base import get_decoder
-    except ImportError:
-        return  # told by the check of pydicom itself
+    from pydicom.pixels.decoders.base import get_decoder
+
     absent = [name for uid, name in SYNTAXES.items() if not get_decoder(uid).is_available]
     if absent:
         remedy = "pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle python-gdcm"
@@ -228,11 +229,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _show(checks: list[Check]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = plain_console()
     colors = {State.OK: "green", State.MISSING: "yellow", State.BROKEN: "red"}
     for part in dict.fromkeys(check.part for check in checks):
         table = Table(title=part, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hemolens.cli.terminal import plain_console
 from hemolens.labels import SUBTYPES
 from hemolens.measurements.findings import NOTICE, Findings, format_amount, summary_sentence
 
@@ -27,18 +27,13 @@ def show(result: Result, files: Mapping[str, Path], *, title: str | None = None,
     _line(console, summary_sentence(findings), style="bold")
     if findings.lesions:
         _show_lesions(console, findings)
+    if truth is not None:
+        _show_truth(console, findings, truth)
     for note in findings.quality:
         _line(console, f"{note.severity}: {note.message} [{note.code}]")
     if "report" in files:
         _line(console, f"Report: {files['report']}")
     _line(console, NOTICE)
-
-
-def plain_console() -> Console:
-    """Return a console for standard output that never breaks a table row in a pipe, which has no width."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def slice_range(slices: Sequence[int]) -> str:
@@ -67,4 +62,21 @@ def _show_lesions(console: Console, findings: Findings) -> None:
             slice_range(lesion.slices),
             f"{lesion.probability:.2f}",
         )
+    console.print(table)
+
+
+def _show_truth(console: Console, findings: Findings, truth: Truth) -> None:
+    from rich.table import Table
+
+    from hemolens.reports.truth import match
+
+    table = Table(box=None, pad_edge=False, title="found against true", title_justify="left")
+    for name in ("true subtype", "true", "found", "found as"):
+        table.add_column(name, justify="right" if name in {"true", "found"} else "left")
+    for pair in match(findings.lesions, truth):
+        true = (TITLES[pair.true.subtype], format_amount(pair.true.volume_ml, "ml")) if pair.true else ("-", "-")
+        found = (format_amount(pair.found.size, "ml"), TITLES[pair.found.subtype]) if pair.found else ("-", "missed")
+        table.add_row(*true, *found)
+    true_ml = sum(lesion.volume_ml for lesion in truth.lesions)
+    table.add_row("total", format_amount(true_ml, "ml"), format_amount(findings.total.size, "ml"), "")
     console.print(table)

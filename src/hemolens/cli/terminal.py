@@ -1,10 +1,14 @@
-"""Progress for people: on standard error, and only when that is a terminal."""
+"""What people see: tables on standard output; progress on standard error, and only when that is a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STAGES = {
     "read": "Reading",
@@ -18,7 +22,7 @@ Progress = Callable[[str, float], None]
 
 
 @contextmanager
-def shown(title: str, *, quiet: bool) -> Iterator[Progress | None]:
+def progress_shown(title: str, *, quiet: bool) -> Iterator[Progress | None]:
     """Yield a function for ``(stage, fraction done)``, or None where nobody looks."""
     if quiet or not sys.stderr.isatty():
         yield None
@@ -40,3 +44,10 @@ def shown(title: str, *, quiet: bool) -> Iterator[Progress | None]:
             bars.update(task, description=STAGES.get(stage, stage), completed=fraction)
 
         yield tell
+
+
+def plain_console() -> Console:
+    """Return a console for standard output that never breaks a table row in a pipe, which has no width."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
