@@ -9,12 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hemolens.measurements.lesions import Lesion
+from hemolens.errors import InputError
+from hemolens.labels import subtype_at
+from hemolens.measurements.lesions import Lesion, number_lesions
 from hemolens.volume import LabelMap
-
-MATCH_MM = 10.0
-"""A found lesion may be a true one if their centroids are no farther apart than this and the larger one's radius
-together."""
 
 
 class TrueLesion(Protocol):
@@ -34,67 +32,88 @@ class TrueLesion(Protocol):
 
 
 class Truth(Protocol):
-    """Every lesion of a scan."""
+    """Every lesion of a scan, and where it is."""
 
     @property
     def lesions(self) -> Sequence[TrueLesion]:
         """All of them."""
 
-    @property
-    def labels(self) -> NDArray[np.uint8] | None:
-        """True label map on the grid of the scan, or None."""
+    def labels(self) -> NDArray[np.uint8]:
+        """Return the true label map, on the grid of the scan."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A true lesion and the found one that it was matched with, or one of the two alone."""
+    """A true lesion and the found one that covers most of it, or one of the two alone."""
 
     true: TrueLesion | None
     found: Lesion | None
-    distance_mm: float | None
-    """Between the centroids."""
+    distance_mm: float | None = None
+    """Between the two centroids."""
+    covered: float | None = None
+    """Share of the true lesion's voxels that are outlined, by whichever lesion."""
 
 
-def match(found: Sequence[Lesion], truth: Truth) -> tuple[Pair, ...]:
-    """Pair found with true lesions by the distance of their centroids, the nearest first, each at most once.
+@dataclass(frozen=True)
+class Comparison:
+    """How a result compares with the truth."""
 
-    Returns
-    -------
-    tuple
-        Every true lesion in its order, then found ones that are not true.
+    pairs: tuple[Pair, ...]
+    """Every true lesion in its order, then found ones that touch none."""
+    true_ml: float
+    dice: float | None
+    """Of all blood; None where there is none, neither found nor true."""
+
+
+def compare(label_map: LabelMap, lesions: Sequence[Lesion], truth: Truth) -> Comparison:
+    """Set the lesions that were found beside the true ones.
+
+    Raises
+    ------
+    InputError
+        If the true label map is not on the grid of the scan.
     """
-    candidates = []
-    for t, true in enumerate(truth.lesions):
-        for f, lesion in enumerate(found):
-            if lesion.centroid_mm is None or lesion.volume_ml is None:
-                continue
-            distance = float(np.linalg.norm(np.subtract(true.centroid_mm, lesion.centroid_mm)))
-            if distance <= MATCH_MM + _radius_mm(max(true.volume_ml, lesion.volume_ml)):
-                candidates.append((distance, t, f))
-    partner: dict[int, tuple[int, float]] = {}
-    taken: set[int] = set()
-    for distance, t, f in sorted(candidates):
-        if t not in partner and f not in taken:
-            partner[t] = (f, distance)
-            taken.add(f)
+    true_map = LabelMap(truth.labels(), label_map.volume)
+    if label_map.volume.stack is None:
+        raise InputError(
+            label_map.volume.source.path_or_uid, "has no geometry to compare with the truth", "Leave the truth out."
+        )
+    found_numbers, regions = number_lesions(label_map), _regions(true_map, truth)
     pairs = []
-    for t, true in enumerate(truth.lesions):
-        if t in partner:
-            f, distance = partner[t]
-            pairs.append(Pair(true, found[f], distance))
-        else:
-            pairs.append(Pair(true, None, None))
-    return (*pairs, *(Pair(None, lesion, None) for f, lesion in enumerate(found) if f not in taken))
+    for number, true in enumerate(truth.lesions, start=1):
+        region = regions == number
+        hits = np.bincount(found_numbers[region], minlength=len(lesions) + 1)
+        size = int(hits.sum())
+        best = int(hits[1:].argmax()) if hits[1:].any() else None
+        found = None if best is None else lesions[best]
+        distance = None
+        if found is not None and found.centroid_mm is not None:
+            distance = float(np.linalg.norm(np.subtract(true.centroid_mm, found.centroid_mm)))
+        pairs.append(Pair(true, found, distance, float(hits[1:].sum() / size) if size else None))
+    touching = set(np.unique(found_numbers[true_map.labels > 0]))
+    pairs += [Pair(None, lesion) for lesion in lesions if lesion.id not in touching]
+    return Comparison(tuple(pairs), sum(t.volume_ml for t in truth.lesions), _dice(label_map, true_map))
 
 
-def dice(label_map: LabelMap, truth: Truth) -> float | None:
-    """Return the Dice coefficient of all blood; None without a true label map, or where neither holds any blood."""
-    if truth.labels is None or truth.labels.shape != label_map.labels.shape:
-        return None
-    found, true = label_map.labels > 0, truth.labels > 0
-    total = np.count_nonzero(found) + np.count_nonzero(true)
-    return 2.0 * np.count_nonzero(found & true) / total if total else None
+def _regions(true_map: LabelMap, truth: Truth) -> NDArray[np.int64]:
+    """Return the number (from 1) of the true lesion that each voxel of the true label map belongs to."""
+    numbers = number_lesions(true_map)
+    stack = true_map.volume.require_stack()
+    owner = np.zeros(int(numbers.max()) + 1, dtype=np.int64)
+    for number in range(1, len(owner)):
+        where = np.argwhere(numbers == number)
+        subtype = subtype_at(int(true_map.labels[tuple(where[0])])).name
+        center = stack.index_to_mm(where).mean(axis=0)
+        distances = [
+            float(np.linalg.norm(center - lesion.centroid_mm)) if lesion.subtype == subtype else np.inf
+            for lesion in truth.lesions
+        ]
+        if np.isfinite(distances).any():
+            owner[number] = 1 + int(np.argmin(distances))
+    return np.asarray(owner[numbers])
 
 
-def _radius_mm(volume_ml: float) -> float:
-    return float((3000.0 * volume_ml / (4.0 * np.pi)) ** (1.0 / 3.0))
+def _dice(found: LabelMap, true: LabelMap) -> float | None:
+    a, b = found.labels > 0, true.labels > 0
+    total = np.count_nonzero(a) + np.count_nonzero(b)
+    return 2.0 * np.count_nonzero(a & b) / total if total else None
