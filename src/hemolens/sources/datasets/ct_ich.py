@@ -49,7 +49,8 @@ class Location:
 class SliceTruth:
     """One row of the label table."""
 
-    patient: int
+    patient: str
+    """Three digits, as the folders are named."""
     slice_number: int
     """From 1, lowest first."""
     any: bool
@@ -60,7 +61,7 @@ class SliceTruth:
     intraventricular: bool
 
     @property
-    def flags(self) -> tuple[bool, bool, bool, bool, bool, bool]:
+    def findings(self) -> tuple[bool, bool, bool, bool, bool, bool]:
         """In the order of `hemolens.labels.FINDING_NAMES`."""
         return (
             self.any,
@@ -181,7 +182,7 @@ def _missing_note(root: Path, volume: Volume) -> tuple[QualityNote, ...]:
     """Compare the slices with the label table, which sees missing ends that the numbers alone cannot."""
     if not (root / LABELS_FILE).is_file() or any(note.code == "slices_missing" for note in volume.notes):
         return ()
-    patient = int(Path(volume.source.path_or_uid).parent.name)
+    patient = Path(volume.source.path_or_uid).parent.name
     wanted = {row.slice_number for row in read_labels(root) if row.patient == patient}
     missing = sorted(wanted - set(volume.source.slice_numbers))
     if not missing:
@@ -212,7 +213,7 @@ def _truth(path: Path, line: int, row: dict[str, str]) -> SliceTruth:
         return _number(path, line, row, column) == 1
 
     return SliceTruth(
-        patient=_number(path, line, row, "PatientNumber"),
+        patient=f"{_number(path, line, row, 'PatientNumber'):03d}",
         slice_number=_number(path, line, row, "SliceNumber"),
         any=not flag("No_Hemorrhage"),
         epidural=flag("Epidural"),
@@ -233,7 +234,7 @@ def _number(path: Path, line: int, row: dict[str, str], column: str) -> int:
 
 def slice_path(root: Path, truth: SliceTruth) -> Path:
     """Return the brain-window picture of a slice."""
-    return find_root(root) / PATIENTS_FOLDER / f"{truth.patient:03d}" / "brain" / f"{truth.slice_number}.jpg"
+    return find_root(root) / PATIENTS_FOLDER / truth.patient / "brain" / f"{truth.slice_number}.jpg"
 
 
 def mask_path(root: Path, truth: SliceTruth) -> Path:

@@ -10,9 +10,12 @@ import sys
 import threading
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -77,17 +80,7 @@ class Worker:
         _WorkerLostError
             If the process crashed or had to be stopped.
         """
-        options = json.dumps(
-            {
-                "transfer_syntax": pixels.transfer_syntax,
-                "rows": pixels.rows,
-                "columns": pixels.columns,
-                "bits_allocated": pixels.allocated,
-                "bits_stored": pixels.stored,
-                "photometric_interpretation": pixels.photometric,
-                "pixel_representation": int(pixels.signed),
-            }
-        ).encode()
+        options = json.dumps({"transfer_syntax": pixels.transfer_syntax, **pixel_options(pixels)}).encode()
         return self._exchange(struct.pack(">LL", len(options), len(frame)) + options + frame, FRAME_SECONDS)
 
     def _exchange(self, request: bytes, seconds: float) -> bytes:
@@ -170,6 +163,8 @@ class FrameDecoder:
         DecodeError
             If the codestream is damaged or contradicts the file.
         """
+        if pixels.transfer_syntax == RLELossless:
+            return _as_words(_decode_rle(frame, pixels, name), pixels, name)
         _check_stream(frame, pixels, name)
         worker = self._idle.get()
         try:
@@ -187,14 +182,48 @@ class FrameDecoder:
             raise DecodeError(name, error.problem, error.remedy) from None
         finally:
             self._idle.put(worker)
-        if len(words) != pixels.rows * pixels.columns * pixels.allocated // 8:
-            raise DecodeError(name, "decodes to another size than it declares", REMEDY)
-        return np.frombuffer(words, dtype=f"<u{pixels.allocated // 8}").reshape(pixels.rows, pixels.columns)
+        return _as_words(words, pixels, name)
+
+
+def _as_words(words: bytes, pixels: PixelFormat, name: str) -> NDArray[np.unsignedinteger]:
+    if len(words) != pixels.rows * pixels.columns * pixels.allocated // 8:
+        raise DecodeError(name, "decodes to another size than it declares", REMEDY)
+    return np.frombuffer(words, dtype=f"<u{pixels.allocated // 8}").reshape(pixels.rows, pixels.columns)
+
+
+def _decode_rle(frame: bytes, pixels: PixelFormat, name: str) -> bytes:
+    """Decode PS3.5 Annex G with pydicom's own decoder: pure Python, so it is safe here and needs no process."""
+    decoder: Any = get_decoder(RLELossless)
+    try:
+        array, _ = decoder.as_array(
+            encapsulate([frame]),
+            index=0,
+            decoding_plugin="pydicom",
+            raw=True,
+            number_of_frames=1,
+            samples_per_pixel=1,
+            pixel_keyword="PixelData",
+            correct_unused_bits=False,
+            **pixel_options(pixels),
+        )
+    except Exception as error:  # pydicom raises a dozen kinds on damaged segments
+        raise DecodeError(name, "its run-length code is damaged", REMEDY) from error
+    return bytes(array.tobytes())
+
+
+def pixel_options(pixels: PixelFormat) -> dict[str, Any]:
+    """Return what pydicom's decoders want to know."""
+    return {
+        "rows": pixels.rows,
+        "columns": pixels.columns,
+        "bits_allocated": pixels.allocated,
+        "bits_stored": pixels.stored,
+        "photometric_interpretation": pixels.photometric,
+        "pixel_representation": int(pixels.signed),
+    }
 
 
 def _check_stream(frame: bytes, pixels: PixelFormat, name: str) -> None:
-    if pixels.transfer_syntax == RLELossless:
-        return
     size = stream_size(frame)
     if size is None:
         raise DecodeError(name, "its compressed image has no sound header", REMEDY)

@@ -16,6 +16,7 @@ from hemolens.sources.dicom.header import SliceHeader
 from hemolens.sources.dicom.scan import Scan, scan_entries
 from hemolens.sources.dicom.select import SCOUT_WORDS, Choice, Series, choose
 from hemolens.sources.dicom.stacks import Gap, find_gaps, is_uneven, order_slices, pose_of, stack_of
+from hemolens.sources.dicom.tags import quiet
 from hemolens.sources.files import MAX_VOXELS, Entry, listing, short_names
 from hemolens.volume import SourceInfo, Volume
 
@@ -60,7 +61,8 @@ def read_dicom(
     scan = scan_entries(entries, lambda fraction: progress(SCAN_SHARE * fraction))
     choice = choose(scan, source, series_uid)
     ordered = order_slices(choice.series.slices)
-    loaded = _load(ordered.slices, source, lambda f: progress(SCAN_SHARE + (1 - SCAN_SHARE) * f))
+    with quiet():
+        loaded = _load(ordered.slices, source, lambda f: progress(SCAN_SHARE + (1 - SCAN_SHARE) * f))
     kept = [ordered.slices[i] for i in loaded.kept]
     stack = _stack(kept, source)
     volume = Volume(loaded.hu, stack, _source_info(kept, choice.series, source))
