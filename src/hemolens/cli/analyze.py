@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,12 +18,9 @@ from hemolens.cli import exits
 from hemolens.cli.exits import WrongUsage
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from hemolens.analyze import AnalyzeOptions, Result
     from hemolens.inference.predictor import Predictor
-    from hemolens.reports.truth import TrueLesion, Truth
+    from hemolens.reports.truth import Truth
 
 DEMO_OUT = Path("hemolens-demo")
 ENDINGS = (".nii.gz", ".nii", ".dcm", ".zip", ".img.gz", ".hdr")
@@ -254,21 +251,12 @@ def _save(result: Result, out: Path, manner: Manner) -> Mapping[str, Path]:
     return result.save(out, overwrite=manner.overwrite, probability=manner.probability, truth=_truth(manner))
 
 
-@dataclass(frozen=True, eq=False)
-class KnownLesions:
-    """What is known of the demo, as reports want it."""
-
-    lesions: Sequence[TrueLesion]
-    labels: NDArray[np.uint8] | None
-
-
 def _truth(manner: Manner) -> Truth | None:
     if not manner.demo:
         return None
     from hemolens.demo import demo_truth
 
-    truth = demo_truth()
-    return KnownLesions(truth.lesions, truth.labels())
+    return demo_truth()
 
 
 def check_out(source: Path, out: Path, *, overwrite: bool) -> None:
@@ -277,14 +265,14 @@ def check_out(source: Path, out: Path, *, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        If `out` holds the scan, is no folder, or is not empty while `overwrite` is not set.
+        If `out` holds the scan, or `check_target` refuses it.
     """
     from hemolens.errors import OutputError
+    from hemolens.reports.folder import check_target
 
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise OutputError(f"{out}: this folder holds the scan itself. Name another folder with -o.")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputError(f"{out}: the folder is not empty. Use --overwrite, or name another with -o.")
+    check_target(out, overwrite=overwrite)
 
 
 @contextmanager

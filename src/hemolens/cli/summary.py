@@ -28,7 +28,7 @@ def show(result: Result, files: Mapping[str, Path], *, title: str | None = None,
     if findings.lesions:
         _show_lesions(console, findings)
     if truth is not None:
-        _show_truth(console, findings, truth)
+        _show_truth(console, result, truth)
     for note in findings.quality:
         _line(console, f"{note.severity}: {note.message} [{note.code}]")
     if "report" in files:
@@ -65,18 +65,19 @@ def _show_lesions(console: Console, findings: Findings) -> None:
     console.print(table)
 
 
-def _show_truth(console: Console, findings: Findings, truth: Truth) -> None:
+def _show_truth(console: Console, result: Result, truth: Truth) -> None:
     from rich.table import Table
 
-    from hemolens.reports.truth import match
+    from hemolens.reports.truth import compare
 
+    comparison = compare(result.label_map, result.findings.lesions, truth)
     table = Table(box=None, pad_edge=False, title="found against true", title_justify="left")
-    for name in ("true subtype", "true", "found", "found as"):
-        table.add_column(name, justify="right" if name in {"true", "found"} else "left")
-    for pair in match(findings.lesions, truth):
-        true = (TITLES[pair.true.subtype], format_amount(pair.true.volume_ml, "ml")) if pair.true else ("-", "-")
+    for name in ("true subtype", "true", "found", "found as", "covered"):
+        table.add_column(name, justify="left" if name in {"true subtype", "found as"} else "right")
+    for pair in comparison.pairs:
+        true = (TITLES[pair.true.subtype], format_amount(pair.true.volume_ml, "ml")) if pair.true else ("none", "-")
         found = (format_amount(pair.found.size, "ml"), TITLES[pair.found.subtype]) if pair.found else ("-", "missed")
-        table.add_row(*true, *found)
-    true_ml = sum(lesion.volume_ml for lesion in truth.lesions)
-    table.add_row("total", format_amount(true_ml, "ml"), format_amount(findings.total.size, "ml"), "")
+        table.add_row(*true, *found, "-" if pair.covered is None else f"{pair.covered:.0%}")
+    total = format_amount(result.findings.total.size, "ml")
+    table.add_row("total", format_amount(comparison.true_ml, "ml"), total, "", "")
     console.print(table)
