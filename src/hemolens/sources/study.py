@@ -68,13 +68,20 @@ def read_volume(path: str | Path, options: ReadOptions = DEFAULT_OPTIONS, progre
     source = Path(path)
     tell: Progress = progress if progress is not None else lambda _fraction: None
     try:
-        if source.is_dir():
+        if _is_folder(source):
             return _read_folder(source, options, tell)
         return _read_file(file_entry(source), source, options, tell)
     except MemoryError as error:
         raise InputError(
             source, "does not fit into memory", "Give the head series alone, or use a larger machine."
         ) from error
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long; `file_entry` says so
+        return False
 
 
 def _read_folder(folder: Path, options: ReadOptions, progress: Progress) -> Volume:

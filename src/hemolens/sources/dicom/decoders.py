@@ -62,13 +62,18 @@ class Worker:
     def __init__(self) -> None:
         # -P keeps the working directory out of the import path; the parent's own path is handed over instead.
         command = [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path)]
+        problem = "the process that decodes compressed images does not start"
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
+        except OSError as error:
+            raise DecodeError("decoder", problem, REMEDY) from error
+        try:
             self._exchange(b"", START_SECONDS)
-        except (OSError, _WorkerLostError) as error:
-            raise DecodeError("decoder", "the process that decodes compressed images does not start", REMEDY) from error
+        except _WorkerLostError as error:
+            self.close()
+            raise DecodeError("decoder", problem, REMEDY) from error
 
     def decode(self, frame: bytes, pixels: PixelFormat) -> bytes:
         """Return the words of one frame.
@@ -170,7 +175,7 @@ class FrameDecoder:
         try:
             if self._lost >= MAX_LOST_WORKERS:
                 raise DecodeError(name, "was given up, because others stopped the decoder", REMEDY)
-            worker = worker or Worker()
+            worker = worker or self._started()
             words = worker.decode(frame, pixels)
         except _WorkerLostError:
             self._lost += 1
@@ -183,6 +188,13 @@ class FrameDecoder:
         finally:
             self._idle.put(worker)
         return _as_words(words, pixels, name)
+
+    def _started(self) -> Worker:
+        try:
+            return Worker()
+        except DecodeError:
+            self._lost += 1
+            raise
 
 
 def _as_words(words: bytes, pixels: PixelFormat, name: str) -> NDArray[np.unsignedinteger]:
