@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.geometry import Stack
 from hemolens.inference.prediction import ModelIdentity, Prediction
 from hemolens.labels import FINDING_NAMES, SUBTYPES
-from hemolens.volume import SourceInfo, Volume
+from hemolens.measurements.findings import Findings, build_findings
+from hemolens.measurements.lesions import find_lesions
+from hemolens.notes import QualityNote
+from hemolens.volume import LabelMap, SourceInfo, Volume
 
 MODEL = ModelIdentity("test-net", "0" * 64, {"data": ["none"], "license": "Apache-2.0", "metrics": {"dice": 0.5}})
 
@@ -58,3 +65,28 @@ def phantom_head(
         inside = sum((a / (r * scale - shrink)) ** 2 for a, r in ((x, 80), (y, 98), (z, 82)))
         hu[inside <= 1] = value
     return Volume(hu, stack, SourceInfo("dicom", "phantom"))
+
+
+def analyzed(
+    volume: Volume, labels: NDArray[np.uint8], *, notes: tuple[QualityNote, ...] = (), **options: Any
+) -> tuple[Prediction, LabelMap, Findings]:
+    """Go from a made-up answer to findings, as `hemolens.analyze` does."""
+    prediction = predict(labels, **options)
+    label_map, lesions = find_lesions(volume, prediction)
+    timing = {"read": 0.5, "preprocess": 0.25, "infer": 1.5, "measure": 0.125}
+    findings = build_findings(
+        volume, prediction, label_map, lesions, (*volume.notes, *notes), timing, datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    )
+    return prediction, label_map, findings
+
+
+def bleeding_head(volume: Volume | None = None) -> tuple[Volume, NDArray[np.uint8]]:
+    """A phantom head with a bleed of 2 subtypes on the patient's left (high column), and another in front."""
+    volume = volume or phantom_head()
+    slices, rows, columns = volume.shape
+    labels = np.zeros(volume.shape, np.uint8)
+    k, r, c = slices // 2, rows // 2, columns // 2
+    labels[k - 3 : k + 3, r - 6 : r + 6, c + 8 : c + 20] = 4
+    labels[k - 1 : k + 2, r - 3 : r + 3, c + 2 : c + 8] = 5
+    labels[k : k + 2, r - 30 : r - 26, c - 10 : c + 10] = 2
+    return replace(volume, hu=np.where(labels > 0, 65, volume.hu).astype(volume.hu.dtype)), labels

@@ -80,7 +80,9 @@ def from_plain(values: Any, name: str = "findings") -> Findings:
         findings = from_mapping(Findings, _with_absent(values))
         notes = tuple(replace(note, severity=Severity(note.severity)) for note in findings.quality)
     except (ConfigError, ValueError) as error:
-        raise InputError(name, f"is no findings.json ({error})", "Name one that hemolens wrote.") from error
+        raise InputError(
+            name, f"is no findings.json ({str(error).rstrip('.')})", "Name one that hemolens wrote."
+        ) from error
     return replace(findings, quality=notes)
 
 
@@ -114,8 +116,9 @@ def _with_absent(values: dict[str, Any]) -> dict[str, Any]:
     def complete_all(tables: Any, *pair: str) -> Any:
         return [complete(t, *pair) for t in tables] if isinstance(tables, list) else tables
 
-    changed = dict(values)
-    changed["slices"] = complete_all(values.get("slices"), "blood_area_mm2", "blood_area_px")
-    changed["lesions"] = complete_all(values.get("lesions"), "volume_ml", "area_px")
-    changed["total"] = complete(values.get("total"), "volume_ml", "area_px", "left_out_ml", "left_out_px")
-    return changed
+    absent = {
+        "slices": complete_all(values.get("slices"), "blood_area_mm2", "blood_area_px"),
+        "lesions": complete_all(values.get("lesions"), "volume_ml", "area_px"),
+        "total": complete(values.get("total"), "volume_ml", "area_px", "left_out_ml", "left_out_px"),
+    }
+    return {key: absent.get(key, value) for key, value in values.items()}

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+import pytest
+
+from hemolens.geometry import Stack
+from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES
+from hemolens.measurements.findings import (
+    NOTICE,
+    Total,
+    build_findings,
+    format_amount,
+    summary_sentence,
+)
+from hemolens.measurements.lesions import MIN_LESION_ML
+from hemolens.volume import SourceInfo
+from phantom import build_stack
+from predictions import analyzed, bleeding_head, predict, volume_of
+
+
+def test_findings_add_up() -> None:
+    volume, labels = bleeding_head()
+    _, label_map, findings = analyzed(volume, labels)
+    assert findings.total.volume_ml == pytest.approx(label_map.volume_ml())
+    assert findings.total.volume_ml == pytest.approx(sum(lesion.volume_ml for lesion in findings.lesions))
+    for name in SUBTYPE_NAMES:
+        expected = sum(lesion.volume_ml for lesion in findings.lesions if lesion.subtype == name)
+        assert findings.total.by_subtype[name] == pytest.approx(expected)
+    areas = np.array([s.blood_area_mm2 for s in findings.slices])
+    assert areas @ volume.stack.extents_mm / 1000 == pytest.approx(findings.total.volume_ml)
+    assert findings.total.left_out_ml == 0
+    assert findings.notice == NOTICE
+
+
+def test_each_slice_tells_its_name_place_and_scores() -> None:
+    volume, labels = bleeding_head()
+    named = replace(volume, source=SourceInfo("dicom", "1.2.3", tuple(f"IM{k}" for k in range(len(volume)))))
+    prediction, _, findings = analyzed(named, labels)
+    assert [s.index for s in findings.slices] == list(range(len(volume)))
+    assert findings.slices[3].source == "IM3"
+    assert findings.slices[3].position_mm == pytest.approx(tuple(volume.stack.positions_mm[3]))
+    assert list(findings.slices[3].probability) == list(FINDING_NAMES)
+    assert findings.slices[17].probability["any"] == pytest.approx(float(prediction.slice_probability[17, 0]), abs=1e-6)
+
+
+def test_input_tells_spacing_and_regularity() -> None:
+    labels = np.zeros((5, 8, 8), np.uint8)
+    even = analyzed(volume_of(labels.shape, Stack.regular(5, spacing_mm=(0.4, 0.5), step_mm=(0, 0, 3))), labels)[2]
+    assert even.input.spacing_mm == pytest.approx((3, 0.4, 0.5))
+    assert even.input.regular is True
+    uneven = analyzed(volume_of(labels.shape, build_stack(np.eye(3), [5, 5, 4, 9], (0.4, 0.5))), labels)[2]
+    assert uneven.input.spacing_mm == pytest.approx((5, 0.4, 0.5))
+    assert uneven.input.regular is False
+    one = analyzed(volume_of((1, 8, 8), Stack.regular(1, spacing_mm=(0.4, 0.5))), labels[:1])[2]
+    assert one.input.spacing_mm == (None, 0.4, 0.5)
+    none = analyzed(volume_of(labels.shape, None), labels)[2]
+    assert (none.input.spacing_mm, none.input.regular, none.slices[0].position_mm) == (None, None, None)
+
+
+def test_without_geometry_everything_is_in_pixels() -> None:
+    volume, labels = bleeding_head()
+    _, _, findings = analyzed(replace(volume, stack=None), labels)
+    assert (findings.total.volume_ml, findings.total.left_out_ml, findings.total.unit) == (None, None, "px")
+    assert findings.total.area_px == np.count_nonzero(labels)
+    assert sum(findings.total.by_subtype.values()) == findings.total.area_px
+    assert all(s.blood_area_mm2 is None for s in findings.slices)
+    assert sum(s.blood_area_px for s in findings.slices) == findings.total.area_px
+
+
+def test_what_is_too_small_to_count_is_told() -> None:
+    volume, labels = bleeding_head()
+    speck = labels.copy()
+    speck[20, 100, 40:43] = 4
+    _, label_map, findings = analyzed(volume, speck)
+    assert findings.total.left_out_ml == pytest.approx(3 * 0.02)
+    assert findings.total.left_out_ml < MIN_LESION_ML
+    assert not label_map.labels[20, 100].any()
+
+
+def test_the_decision_is_the_predictions() -> None:
+    labels = np.zeros((4, 8, 8), np.uint8)
+    volume = volume_of(labels.shape, None)
+    for value, decision in ((0.5, "positive"), (0.49, "negative")):
+        prediction = predict(labels)
+        prediction.study_probability[0] = value
+        findings = build_findings(volume, prediction, *_lesions(volume, prediction), (), {}, _now())
+        assert findings.study.decision == decision
+        assert findings.positive is (decision == "positive")
+
+
+def test_probabilities_are_clipped_into_their_range() -> None:
+    labels = np.zeros((4, 8, 8), np.uint8)
+    volume, prediction = volume_of(labels.shape, None), predict(labels)
+    prediction.slice_probability[0, 0] = 1.0000001
+    findings = build_findings(volume, prediction, *_lesions(volume, prediction), (), {}, _now())
+    assert findings.slices[0].probability["any"] == 1.0
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    labels = np.zeros((4, 8, 8), np.uint8)
+    volume, prediction = volume_of(labels.shape, None), predict(labels)
+    with pytest.raises(ValueError, match="time zone"):
+        build_findings(volume, prediction, *_lesions(volume, prediction), (), {}, datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("subtypes", "expected"),
+    [
+        ({4: 1.0}, "Hemorrhage likely (0.95): 12.0 ml in 1 lesion, intraparenchymal."),
+        ({4: 0.7, 2: 0.3}, "Hemorrhage likely (0.95): 12.0 ml in 2 lesions, mostly intraparenchymal."),
+        ({4: 0.4, 2: 0.3, 3: 0.3}, "Hemorrhage likely (0.95): 12.0 ml in 3 lesions, of several subtypes."),
+    ],
+)
+def test_the_sentence_tells_amount_and_kind(subtypes: dict[int, float], expected: str) -> None:
+    labels = np.zeros((3, 60, 100), np.uint8)
+    for place, (subtype, share) in enumerate(subtypes.items()):
+        labels[1, place * 20 : place * 20 + 10, : round(share * 80)] = subtype
+    volume = volume_of(labels.shape, Stack.regular(3, spacing_mm=(2, 1.5), step_mm=(0, 0, 5)))
+    assert summary_sentence(analyzed(volume, labels)[2]) == expected
+
+
+def test_the_sentence_is_honest_where_decision_and_outline_disagree() -> None:
+    volume, labels = bleeding_head()
+    _, _, findings = analyzed(volume, labels)
+    unlikely = replace(findings, study=replace(findings.study, decision="negative"))
+    assert summary_sentence(unlikely).startswith("Hemorrhage unlikely (0.95), yet ")
+    _, _, empty = analyzed(volume, np.zeros_like(labels))
+    assert summary_sentence(empty) == "Hemorrhage unlikely (0.05); no lesion outlined."
+    likely = replace(empty, study=replace(empty.study, decision="positive"))
+    assert summary_sentence(likely) == "Hemorrhage likely (0.05), but no lesion could be outlined."
+
+
+def test_amounts_are_written_for_people() -> None:
+    assert [format_amount(v, "ml") for v in (0, 0.123, 0.99, 1, 28.44)] == [
+        "0.0 ml",
+        "0.12 ml",
+        "0.99 ml",
+        "1.0 ml",
+        "28.4 ml",
+    ]
+    assert format_amount(10243, "px") == "10,243 px"
+    assert Total(None, 7, {}, None, 0).size == 7
+
+
+def _lesions(volume, prediction):
+    from hemolens.measurements.lesions import find_lesions
+
+    return find_lesions(volume, prediction)
+
+
+def _now() -> datetime:
+    from datetime import UTC
+
+    return datetime(2026, 1, 1, tzinfo=UTC)
