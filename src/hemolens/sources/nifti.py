@@ -28,6 +28,8 @@ HEADER_MAGIC = {348: 344, 540: 4}
 MAX_OFFSET = 2**24
 """Largest distance of the data from the start of the file: room for any header extension in use."""
 CHUNK_BYTES = 2**24
+MAX_TRAILING = 2**20
+"""Most bytes behind the last voxel of a gzipped file."""
 SMALLEST_MM, LARGEST_MM = 1e-3, 1e3
 """Bounds of a voxel's edge."""
 AIR_BELOW_HU = -500.0
@@ -106,6 +108,9 @@ def read_nifti(entry: Entry, source: str, progress: Callable[[float], None]) -> 
         with entry.open() as raw, _unpacked(raw) as stream:
             grid = _read_grid(stream, source)
             stored = _read_stored(stream, grid, source, progress)
+            # A gzip's checksum stands at its end: without reading that far, flipped bits would pass for anatomy.
+            if stream is not raw and len(stream.read(MAX_TRAILING + 1)) > MAX_TRAILING:
+                raise DecodeError(source, "goes on long after its last voxel", REMEDY_DAMAGED)
     except (OSError, EOFError, zlib.error) as error:  # gzip raises all three on damage
         raise DecodeError(source, "is cut short or damaged", REMEDY_DAMAGED) from error
     hu, notes = _to_hounsfield(stored, grid, source)
@@ -115,7 +120,9 @@ def read_nifti(entry: Entry, source: str, progress: Callable[[float], None]) -> 
 
 
 def _read_grid(stream: BinaryIO, source: str) -> _Grid:
-    head = stream.read(540)
+    head = stream.read(348)
+    if head[4:8] == b"n+2\0":
+        head += stream.read(540 - 348)
     kind = nifti_kind(head)
     if kind == "pair":
         problem = "is the header of a two-file NIfTI or Analyze image"
@@ -123,9 +130,8 @@ def _read_grid(stream: BinaryIO, source: str) -> _Grid:
     if not kind:
         raise DecodeError(source, "is no NIfTI file", "Give a .nii or .nii.gz file.")
     header_class: Any = nib.Nifti2Header if head[4:8] == b"n+2\0" else nib.Nifti1Header
-    length = 540 if header_class is nib.Nifti2Header else 348
     try:
-        header = header_class(head[:length], check=False)
+        header = header_class(head, check=False)
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         offset = int(header["vox_offset"])
         affine = _affine(header, source)
@@ -135,21 +141,15 @@ def _read_grid(stream: BinaryIO, source: str) -> _Grid:
     except Exception as error:  # nibabel raises a dozen kinds on headers that contradict themselves
         raise DecodeError(source, "has a damaged NIfTI header", REMEDY_DAMAGED) from error
     _check_layout(shape, dtype, source)
-    if not length <= offset <= MAX_OFFSET:
+    if not len(head) <= offset <= MAX_OFFSET:
         raise DecodeError(source, f"puts its voxels at byte {offset}", REMEDY_DAMAGED)
-    _skip(stream, offset - len(head), source)
+    if len(stream.read(offset - len(head))) < offset - len(head):
+        raise DecodeError(source, "is cut short", REMEDY_DAMAGED)
     slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
     if not abs(slope) <= HIGHEST_HU or not abs(intercept) <= HIGHEST_HU:
         raise DecodeError(source, "its scaling leads beyond any Hounsfield unit", REMEDY_DAMAGED)
     three = (int(shape[0]), int(shape[1]), int(shape[2]))
     return _Grid(three, dtype, slope, intercept, affine)
-
-
-def _skip(stream: BinaryIO, count: int, source: str) -> None:
-    if count < 0:
-        raise DecodeError(source, "puts its voxels inside its header", REMEDY_DAMAGED)
-    if len(stream.read(count)) < count:
-        raise DecodeError(source, "is cut short", REMEDY_DAMAGED)
 
 
 def _check_layout(shape: tuple[int, ...], dtype: np.dtype[Any], source: str) -> None:
