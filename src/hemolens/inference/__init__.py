@@ -1,0 +1,1 @@
+"""Running a trained network on a scan, calibrated and on the source grid."""

@@ -59,7 +59,9 @@ class Prediction:
         n = len(self.blood)
         if self.subtype.shape != self.blood.shape:
             raise ValueError(f"subtype has shape {self.subtype.shape}, blood {self.blood.shape}")
-        if self.slice_probability.shape != (n, len(FINDING_NAMES)) or self.study_probability.shape != (len(FINDING_NAMES),):
+        if self.slice_probability.shape != (n, len(FINDING_NAMES)) or self.study_probability.shape != (
+            len(FINDING_NAMES),
+        ):
             raise ValueError("slice or study probabilities do not have one column per finding")
 
     @property

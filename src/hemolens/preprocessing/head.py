@@ -20,8 +20,11 @@ CROP_MARGIN = 1.08
 SMALLEST_HEAD_SHARE = 0.02
 """Slices whose largest soft-tissue part is smaller than this share of the image say nothing about the head's box."""
 GATE_SHARE = 0.225
-"""The inside of the skull is trusted as a gate where it fills at least this share of the crop. Measured: gated so were 302 of 306
-slices of PHE-SICH (every second pseudo-mask), of each mask at least 95 % lay inside; and 12 of CT-ICH's 13 drawn masks, all wholly inside."""
+"""The inside of the skull is trusted as a gate where it fills at least this share of the crop.
+
+Measured: gated so were 302 of 306 slices of PHE-SICH (every second pseudo-mask), and at least 95 % of each mask lay
+inside; and 12 of CT-ICH's 13 slices with a drawn mask, all of which lay wholly inside.
+"""
 CLOSING_SHARES = (1 / 60, 1 / 30, 1 / 15)
 """Reach of the closing of the skull, as shares of the crop's side (about 4, 8 and 17 mm)."""
 
@@ -84,8 +87,9 @@ def find_crop(gray: NDArray[np.uint8], pixel_aspect: float, size: int) -> Crop:
 def skull_inside(crop: NDArray[np.uint8], closing_shares: tuple[float, ...] = CLOSING_SHARES) -> Mask:
     """Return the inside of the skull on one cropped slice, shape ``(size, size)``.
 
-    Gaps in the bone are closed by ever more, up to a craniectomy's width, until what they enclose fills `GATE_SHARE` of the crop.
-    Where even that encloses less (skull base, vertex), the last attempt is returned, and `gate` does not trust it.
+    Gaps in the bone are closed by ever more, up to a craniectomy's width, until what they enclose fills `GATE_SHARE` of
+    the crop. Where even that encloses less (skull base, vertex), the last attempt is returned, and `gate` does
+    not trust it.
     """
     inside = np.zeros(crop.shape, dtype=bool)
     for share in closing_shares:

@@ -137,8 +137,8 @@ def prepare(volume: Volume, config: PreprocessConfig) -> Prepared:
 def contexts(crops: NDArray[np.uint8], offsets_mm: NDArray[np.float64], context_mm: float) -> NDArray[np.uint8]:
     """Return for each slice the image one `context_mm` below, at, and above it, ``(slices, 3, size, size)``.
 
-    Each is the mean of all slices nearer than half of `context_mm`, so that thin slices look like the thick ones that networks are
-    trained on; where there is none, the nearest slice stands in.
+    Each is the mean of all slices nearer than half of `context_mm`, so that thin slices look like the thick ones that
+    networks are trained on; where there is none, the nearest slice stands in.
     """
     seen = np.empty((len(crops), 3, *crops.shape[1:]), dtype=np.uint8)
     for k, offset in enumerate(offsets_mm):
@@ -154,7 +154,7 @@ def contexts(crops: NDArray[np.uint8], offsets_mm: NDArray[np.float64], context_
 
 def _offsets(stack: Stack | None, slices: int, orientation: Orientation, context_mm: float) -> NDArray[np.float64]:
     if stack is None:
-        return np.arange(slices) * context_mm
+        return np.asarray(np.arange(slices) * context_mm, dtype=np.float64)
     return np.asarray(stack.offsets_mm[::-1] * -1.0 if orientation.flip_slices else stack.offsets_mm)
 
 

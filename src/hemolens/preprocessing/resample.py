@@ -52,14 +52,20 @@ class Crop:
 def _weights(start: float, step: float, outputs: int, inputs: int, hold: bool = False) -> NDArray[np.float32]:
     """Return the ``(outputs, inputs)`` matrix of a triangle filter as wide as the coarser of the two grids.
 
-    Output ``i`` is centered at ``start + (i + 0.5) * step - 0.5``. With `hold`, the outermost input carries on for
-    half a sample beyond its center, as pixels do; otherwise the outside is 0.
+    Output ``i`` is centered at ``start + (i + 0.5) * step - 0.5``. Its weights sum to 1 over an endless grid, of which
+    `inputs` are there and the rest is 0. With `hold`, the outermost input carries on for half a sample beyond its
+    center, as pixels do.
     """
     centers = start + (np.arange(outputs) + 0.5) * step - 0.5
     support = max(1.0, step)
-    clamped = np.clip(centers, 0, inputs - 1) if hold else centers
-    weights = np.maximum(0.0, 1.0 - np.abs(clamped[:, None] - np.arange(inputs)) / support) / support
+    outside = (centers < -0.5) | (centers > inputs - 0.5)
     if hold:
-        weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
-        weights[(centers < -0.5) | (centers > inputs - 0.5)] = 0.0
-    return weights.astype(np.float32)
+        centers = np.clip(centers, 0, inputs - 1)
+    weights = np.maximum(0.0, 1.0 - np.abs(centers[:, None] - np.arange(inputs)) / support)
+    if hold:
+        weights /= weights.sum(axis=1, keepdims=True)
+        weights[outside] = 0.0
+    else:
+        near = np.floor(centers)[:, None] + np.arange(-int(support) - 1, int(support) + 3)
+        weights /= np.maximum(0.0, 1.0 - np.abs(centers[:, None] - near) / support).sum(axis=1, keepdims=True)
+    return np.asarray(weights, dtype=np.float32)

@@ -17,7 +17,7 @@ def to_gray(hu: NDArray[np.int16] | NDArray[np.float32], window: DisplayWindow =
     half-value offsets of PS3.3 C.11.2.1.2, so that 8-bit images of that window pass through unchanged.
     """
     scaled = (hu.astype(np.float32) - np.float32(window.low_hu)) * np.float32(255.0 / window.width_hu)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)
 
 
 def to_hu(gray: NDArray[np.uint8], window: DisplayWindow = BRAIN_WINDOW) -> NDArray[np.float32]:

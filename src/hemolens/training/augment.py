@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 
 def augment(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

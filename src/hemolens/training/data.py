@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Sample:
 
 
 def load_ct_ich(root: Path, patients: set[str], config: PreprocessConfig) -> list[Sample]:
-    """Return every slice of the named CT-ICH patients; masks are empty or unknown (drawn ones are left for measuring)."""
+    """Return every slice of the named CT-ICH patients; masks are empty or unknown (drawn ones are for measuring)."""
     truth: dict[str, dict[int, NDArray[np.float32]]] = {}
     for row in ct_ich.read_labels(root):
         truth.setdefault(row.patient, {})[row.slice_number] = np.array(row.findings, dtype=np.float32)
@@ -124,7 +125,7 @@ class Mixture(IterableDataset[dict[str, Tensor]]):
         shares = np.array([w if self.pools[k] else 0.0 for k, w in zip(KINDS, config.mix.shares, strict=True)])
         self.shares = shares / shares.sum()
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield dictionaries of tensors (see `hemolens.training.losses.total_loss`)."""
         info = torch.utils.data.get_worker_info()
         first, step = (info.id, info.num_workers) if info else (0, 1)
@@ -171,5 +172,3 @@ def _fits(sample: Sample, kind: str) -> bool:
     if kind == "weak":
         return not phe and bleeding and sample.labels is None
     return phe and bleeding
-
-

@@ -26,7 +26,13 @@ from hemolens.training.losses import total_loss
 Progress = Callable[[int, dict[str, float]], None]
 
 
-def train(config: TrainConfig, samples: list[Sample], out: Path, progress: Progress | None = None) -> EffUNet2d:
+def train(
+    config: TrainConfig,
+    samples: list[Sample],
+    out: Path,
+    progress: Progress | None = None,
+    start: EffUNet2d | None = None,
+) -> EffUNet2d:
     """Train one network and return its averaged weights.
 
     Parameters
@@ -39,6 +45,8 @@ def train(config: TrainConfig, samples: list[Sample], out: Path, progress: Progr
         Folder of the run: ``log.csv`` and ``checkpoint.pt``, from which a run that was cut off goes on by itself.
     progress
         Called with the step and the mean loss parts since the last call.
+    start
+        A trained network to go on from, of the same configuration.
 
     Raises
     ------
@@ -50,8 +58,10 @@ def train(config: TrainConfig, samples: list[Sample], out: Path, progress: Progr
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = EffUNet2d(config.network).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    average = copy.deepcopy(network).eval().requires_grad_(False)
+    network = copy.deepcopy(start).requires_grad_(True) if start else EffUNet2d(config.network)
+    network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    network.freeze()
+    average: EffUNet2d = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = _optimizer(network, config.optimizer)
     done = _resume(out, config, network, average, optimizer)
     batches = _batches(samples, config, done)
@@ -62,7 +72,8 @@ def train(config: TrainConfig, samples: list[Sample], out: Path, progress: Progr
             group["lr"] = group["base"] * schedule(step, config)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         batch = augment({k: v.to(device) for k, v in next(batches).items()}, generator)
-        parts = total_loss(*network(batch["images"].contiguous(memory_format=torch.channels_last)), batch, config.loss)
+        mask, slices = network(batch["images"].contiguous(memory_format=torch.channels_last))
+        parts = total_loss(mask, slices, batch, config.loss)
         loss = parts["total"]
         if not torch.isfinite(loss):
             raise HemolensError(f"{out}: the loss is {loss.item()} at step {step}. Lower optimizer.rate.")

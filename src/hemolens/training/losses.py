@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from hemolens.training.config import LossConfig
 
@@ -23,8 +23,8 @@ def total_loss(mask: Tensor, slices: Tensor, batch: dict[str, Tensor], config: L
         Logits ``(n, 6)``.
     batch
         ``labels`` (n, h, w) integers: 0 no blood, 1-5 subtype, 6 blood of unknown subtype; ``mask_known`` (n,);
-        ``inside`` (n, h, w): where blood may be (all ones where the skull is not closed; a slice label then says nothing about pixels, or
-        it would latch onto a scalp hematoma); ``findings`` (n, 6): 1, 0 or NaN for unknown.
+        ``inside`` (n, h, w): where blood may be (all ones where the skull is not closed; a slice label then says
+        nothing about pixels, or it would latch onto a scalp hematoma); ``findings`` (n, 6): 1, 0 or NaN for unknown.
     """
     labels, known, inside = batch["labels"], batch["mask_known"].bool(), batch["inside"]
     blood = mask[:, 0]
@@ -62,10 +62,15 @@ def _dice_loss(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def _subtype_loss(logits: Tensor, labels: Tensor, zero: Tensor) -> Tensor:
+    """Cross-entropy averaged per subtype, then over those present: large intraparenchymal bleeds must not rule."""
     told = (labels >= 1) & (labels <= logits.shape[1])
     if not told.any():
         return zero
-    return F.cross_entropy(logits.permute(0, 2, 3, 1)[told], labels[told].long() - 1)
+    losses = F.cross_entropy(logits.permute(0, 2, 3, 1)[told], labels[told].long() - 1, reduction="none")
+    kinds = labels[told].long() - 1
+    sums = torch.zeros(logits.shape[1], device=logits.device).index_add(0, kinds, losses)
+    counts = torch.bincount(kinds, minlength=logits.shape[1])
+    return (sums[counts > 0] / counts[counts > 0]).mean()
 
 
 def _slice_loss(logits: Tensor, findings: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Bleeds painted into bleed-free slices, with exact masks: the training signal that drawn masks are too scarce to give.
 
-Everything works on a gray head crop (window level 40, width 120: one gray value is 0.47 HU) of three neighboring slices. A bleed is a
-weight per pixel, 0 to 1, with soft edges: the picture becomes ``image + weight * (target - low-passed image)``, which
-keeps the noise of the scan. The mask is where the middle slice's weight reaches one half.
+Everything works on a gray head crop (window level 40, width 120: one gray value is 0.47 HU) of three neighboring
+slices. A bleed is a weight per pixel, 0 to 1, with soft edges: the picture becomes
+``image + weight * (target - low-passed image)``, which keeps the noise of the scan. The mask is where the middle
+slice's weight reaches one half.
 """
 
 from __future__ import annotations
@@ -74,9 +75,7 @@ class Painted:
         return np.array([(self.labels == i + 1).any() for i in range(len(SUBTYPE_NAMES))], dtype=np.float32)
 
 
-def paint(
-    images: NDArray[np.uint8], inside: Mask, config: SynthesisConfig, rng: np.random.Generator
-) -> Painted | None:
+def paint(images: NDArray[np.uint8], inside: Mask, config: SynthesisConfig, rng: np.random.Generator) -> Painted | None:
     """Paint one or more bleeds into three slices.
 
     Parameters
@@ -152,7 +151,8 @@ def _neighbor(weight: Picture, strength: float, rng: np.random.Generator) -> Pic
         return np.zeros_like(weight)
     shift = rng.normal(0, 1.5, 2)
     moved = ndimage.shift(weight, shift, order=1)
-    return np.clip(ndimage.gaussian_filter(moved, 1.0) * (0.6 + strength) - rng.uniform(0, 0.5), 0, 1).astype(np.float32)
+    scaled = ndimage.gaussian_filter(moved, 1.0) * (0.6 + strength) - rng.uniform(0, 0.5)
+    return np.asarray(np.clip(scaled, 0, 1), dtype=np.float32)
 
 
 def _intraparenchymal(scene: Scene, rng: np.random.Generator) -> Picture | None:
@@ -164,7 +164,7 @@ def _intraparenchymal(scene: Scene, rng: np.random.Generator) -> Picture | None:
 
 
 def _epidural(scene: Scene, rng: np.random.Generator) -> Picture | None:
-    """A lens: the part of an ellipse, centered on the inner table, that lies inside."""
+    """Paint a lens: the part of an ellipse, centered on the inner table, that lies inside."""
     rim = _pick((scene.depth > 0) & (scene.depth < 2), rng)
     if rim is None:
         return None
@@ -180,7 +180,7 @@ def _epidural(scene: Scene, rng: np.random.Generator) -> Picture | None:
 
 
 def _subdural(scene: Scene, rng: np.random.Generator) -> Picture | None:
-    """A crescent along the inner table, thickest in its middle."""
+    """Paint a crescent along the inner table, thickest in its middle."""
     center = ndimage.center_of_mass(scene.inside)
     y, x = np.ogrid[: scene.inside.shape[0], : scene.inside.shape[1]]
     angle = np.arctan2(y - center[0], x - center[1])
@@ -248,7 +248,9 @@ def _calcify(canvas: Picture, scene: Scene, rng: np.random.Generator) -> None:
     for _ in range(int(rng.integers(1, 4))):
         spot = _pick(scene.depth > 0.5 * scene.depth.max(), rng)
         if spot is not None:
-            weight = ndimage.gaussian_filter(_blob(scene.inside.shape, spot, rng.uniform(1.2, 3.5), rng).astype(float), 0.6)
+            weight = ndimage.gaussian_filter(
+                _blob(scene.inside.shape, spot, rng.uniform(1.2, 3.5), rng).astype(float), 0.6
+            )
             canvas += weight.astype(np.float32) * (rng.uniform(235, 330) - canvas)
 
 
@@ -282,7 +284,7 @@ def _soften(mask: Mask, rng: np.random.Generator, sharp: bool = False) -> Pictur
 
 
 def _grow(weight: Picture, by: float) -> Picture:
-    return (ndimage.distance_transform_edt(weight < 0.5) < by).astype(np.float32)
+    return np.asarray(ndimage.distance_transform_edt(weight < 0.5) < by, dtype=np.float32)
 
 
 def _pick(mask: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -294,7 +296,7 @@ def _pick(mask: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
 
 
 def _inward(scene: Scene, at: tuple[int, int]) -> tuple[float, float]:
-    """Unit vector from the skull toward the brain at a point of the rim."""
+    """Return the unit vector from the skull toward the brain at a point of the rim."""
     near = ndimage.gaussian_filter(scene.depth, 3)
     row, column = at
     low_r, high_r = max(row - 2, 0), min(row + 2, near.shape[0] - 1)

@@ -1,6 +1,7 @@
 """PHE-SICH-CT-IDS: slices of spontaneous intracerebral hemorrhage with drawn perihematomal edema (CC BY 4.0).
 
-The display window differs between scans, so gray values are not Hounsfield units, and slices are rendered face up without spacing.
+The display window differs between scans, so gray values are not Hounsfield units; slices are rendered face up, without
+spacing.
 `blood_pseudo/` holds *derived* masks of blood: a training signal, never a yardstick.
 """
 

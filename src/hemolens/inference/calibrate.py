@@ -1,0 +1,149 @@
+"""From raw network scores to probabilities: logistic calibration, and Venn-Abers intervals for the scan.
+
+Everything here is fitted on validation patients and stored in the model card; nothing is fitted in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize
+
+from hemolens.labels import FINDING_NAMES
+
+Array = NDArray[np.float64]
+
+TOP_SLICES = 2
+"""A scan's score is the mean log-odds of its this many most suspicious slices: one slice alone is often an artifact."""
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """Probability = sigmoid(intercept + weights · features)."""
+
+    weights: tuple[float, ...]
+    intercept: float
+
+    def log_odds(self, features: ArrayLike) -> Array:
+        """Return calibrated log-odds for features of shape ``(…, len(weights))``."""
+        return np.asarray(np.asarray(features, float) @ np.array(self.weights) + self.intercept)
+
+    @classmethod
+    def fit(cls, features: ArrayLike, truth: ArrayLike, penalty: float = 1e-2) -> Logistic:
+        """Fit by maximum likelihood with Platt's smoothed targets (Platt 1999), which keep separable data finite.
+
+        Parameters
+        ----------
+        features
+            Shape ``(n, k)``.
+        truth
+            0 or 1, shape ``(n,)``.
+        penalty
+            L2 penalty on the weights, per sample.
+
+        Raises
+        ------
+        ValueError
+            If only one class is there.
+        """
+        x, y = np.asarray(features, float), np.asarray(truth, float)
+        positives, negatives = y.sum(), len(y) - y.sum()
+        if not positives or not negatives:
+            raise ValueError("calibration needs both positive and negative cases")
+        target = np.where(y == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+        def loss(w: Array) -> tuple[float, Array]:
+            z = x @ w[:-1] + w[-1]
+            residual = sigmoid(z) - target
+            value = float(np.mean(np.logaddexp(0, z) - target * z)) + penalty * float((w[:-1] ** 2).sum()) / 2
+            gradient = np.append(x.T @ residual / len(x) + penalty * w[:-1], residual.mean())
+            return value, gradient
+
+        found = optimize.minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B")
+        return cls(tuple(float(v) for v in found.x[:-1]), float(found.x[-1]))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a card's network is calibrated."""
+
+    slice_any: Logistic
+    """On (log-odds of the mask's brightest pixels, the slice head's logit for "any")."""
+    slice_subtype: Logistic
+    """On the slice head's logit of a subtype; shared by the five."""
+    study_any: Logistic
+    """On the scan's score (`study_score`)."""
+    study_scores: tuple[float, ...] = ()
+    """Scores of the validation scans, for the interval."""
+    study_truth: tuple[int, ...] = ()
+    """Whether each of them holds a hemorrhage."""
+
+    def __post_init__(self) -> None:
+        if len(self.study_scores) != len(self.study_truth):
+            raise ValueError("study_scores and study_truth differ in length")
+
+    def slices(self, mask_score: Array, logits: Array) -> Array:
+        """Return calibrated log-odds per slice, shape ``(slices, 6)`` in `FINDING_NAMES` order.
+
+        Parameters
+        ----------
+        mask_score
+            Log-odds of the mean of the brightest mask pixels of each slice, shape ``(slices,)``.
+        logits
+            The slice head's, shape ``(slices, 6)``.
+        """
+        out = np.empty((len(logits), len(FINDING_NAMES)))
+        out[:, 0] = self.slice_any.log_odds(np.stack([mask_score, logits[:, 0]], axis=1))
+        out[:, 1:] = np.minimum(self.slice_subtype.log_odds(logits[:, 1:, None]), out[:, :1])
+        return out
+
+    def study(self, slice_log_odds: Array) -> tuple[Array, tuple[float, float] | None]:
+        """Return the scan's probabilities, shape ``(6,)``, and the Venn-Abers interval of "any"."""
+        scores = study_score(slice_log_odds)
+        probability = sigmoid(scores)
+        probability[0] = sigmoid(self.study_any.log_odds(scores[:1]))
+        probability[1:] = np.minimum(probability[1:], probability[0])
+        if not self.study_scores:
+            return probability, None
+        low, high = venn_abers(self.study_scores, self.study_truth, float(scores[0]))
+        return probability, (min(low, float(probability[0])), max(high, float(probability[0])))
+
+
+def study_score(slice_log_odds: Array) -> Array:
+    """Return the mean of the `TOP_SLICES` highest log-odds of each finding, shape ``(6,)``."""
+    top = np.sort(np.asarray(slice_log_odds, float), axis=0)[-TOP_SLICES:]
+    return np.asarray(top.mean(axis=0))
+
+
+def venn_abers(scores: Sequence[float], truth: Sequence[int], score: float) -> tuple[float, float]:
+    """Return the lower and upper probability that a new case of this score is positive.
+
+    Isotonic regression is fitted twice, with the new case added as a negative and as a positive; one of the two
+    probabilities is calibrated whatever the distribution (Vovk and Petej 2014, arXiv 1211.0025). The fewer the
+    calibration cases, the wider the interval.
+    """
+    order = np.argsort([*scores, score], kind="stable")
+    ranks = np.array([*scores, score])[order]
+    place = int(np.flatnonzero(order == len(scores))[0])
+    bounds = []
+    for assumed in (0.0, 1.0):
+        labels = np.array([*truth, assumed], dtype=float)[order]
+        _, inverse, counts = np.unique(ranks, return_inverse=True, return_counts=True)
+        means = np.bincount(inverse, labels) / counts
+        fitted = optimize.isotonic_regression(means, weights=counts.astype(float)).x
+        bounds.append(float(fitted[inverse[place]]))
+    return bounds[0], bounds[1]
+
+
+def sigmoid(x: ArrayLike) -> Array:
+    """Return 1 / (1 + exp(-x)) without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * np.asarray(x, float))))
+
+
+def logit(p: ArrayLike) -> Array:
+    """Return the log-odds of a probability, held within ±12."""
+    q = np.clip(np.asarray(p, float), 6e-6, 1 - 6e-6)
+    return np.asarray(np.log(q) - np.log1p(-q))

@@ -1,0 +1,119 @@
+"""The models that ship, each an ONNX file and a JSON card; nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hemolens.config import from_mapping, suggestion
+from hemolens.errors import ConfigError, ModelError
+from hemolens.inference.calibrate import Calibration
+from hemolens.inference.prediction import ModelIdentity
+from hemolens.preprocessing.pipeline import PreprocessConfig
+
+DEFAULT_MODEL = "ich-effunet2d-1"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Chosen on validation patients; see the card for how."""
+
+    mask: float
+    """A voxel at or above this is outlined."""
+    study: float
+    """A scan at or above this probability of any hemorrhage is called positive."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network file together with what its card says of its use."""
+
+    name: str
+    path: Path
+    sha256: str
+    preprocess: PreprocessConfig
+    calibration: Calibration
+    thresholds: Thresholds
+    card: Mapping[str, Any]
+    """The whole card."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What a prediction carries of it."""
+        return ModelIdentity(self.name, self.sha256, dict(self.card))
+
+    def verified_bytes(self) -> bytes:
+        """Return the network file.
+
+        Raises
+        ------
+        ModelError
+            If it is missing or its SHA-256 is not the card's.
+        """
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise ModelError(
+                f"{self.path}: the network file cannot be read ({error.strerror}). Reinstall hemolens."
+            ) from error
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ModelError(
+                f"{self.path}: the network file is not the one that its card describes. Reinstall hemolens."
+            )
+        return content
+
+
+def list_models() -> tuple[Model, ...]:
+    """Return every model inside the package, the default one first."""
+    found = [load_model(str(card)) for card in sorted(_folder().glob("*.json"))]
+    return tuple(sorted(found, key=lambda m: (m.name != DEFAULT_MODEL, m.name)))
+
+
+def load_model(name: str | None = None) -> Model:
+    """Return the model called `name`, the one whose card or network file `name` points at, or the default one.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or its card cannot be used.
+    """
+    card = _card_path(name or DEFAULT_MODEL)
+    try:
+        values = json.loads(card.read_text(encoding="utf-8"))
+        return Model(
+            name=str(values["name"]),
+            path=card.with_name(str(values["file"])),
+            sha256=str(values["sha256"]),
+            preprocess=from_mapping(PreprocessConfig, values["preprocess"], "preprocess"),
+            calibration=from_mapping(Calibration, values["calibration"], "calibration"),
+            thresholds=from_mapping(Thresholds, values["thresholds"], "thresholds"),
+            card=values,
+        )
+    except OSError as error:
+        raise ModelError(f"{card}: the model card cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise ModelError(f"{card}: is no model card of this version of hemolens ({error}).") from error
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("hemolens"))) / "models" / "weights"
+
+
+def _card_path(name: str) -> Path:
+    if name.endswith((".json", ".onnx")):
+        card = Path(name).with_suffix(".json")
+        if not card.is_file():
+            raise ModelError(f"{card}: no model card there. A network needs its card beside it.")
+        return card
+    card = _folder() / f"{name}.json"
+    if not card.is_file():
+        known = [p.stem for p in _folder().glob("*.json")]
+        raise ModelError(
+            f"There is no model called '{name}'.{suggestion(name, known) if known else ' None is installed.'}"
+        )
+    return card

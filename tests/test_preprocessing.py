@@ -1,0 +1,236 @@
+"""The way to the network's grid and back: nothing may move, mirror or get lost on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from hemolens.errors import GeometryError
+from hemolens.geometry import Stack
+from hemolens.preprocessing.head import find_crop, gate, head_masks, skull_inside
+from hemolens.preprocessing.pipeline import Orientation, Prepared, PreprocessConfig, contexts, prepare
+from hemolens.preprocessing.resample import Crop
+from hemolens.preprocessing.window import to_gray, to_hu
+from hemolens.volume import DisplayWindow, SourceInfo, Volume
+from phantom import ORIENTATIONS, build_stack, voxel_centers_mm
+
+AXIAL = [(r, c) for r, c in ORIENTATIONS if abs(np.cross(r, c)[2]) == 1]
+"""The eight ways to lay out an axial slice."""
+
+
+def head(stack: Stack, rows: int, columns: int, center_mm: np.ndarray, lesion_mm: np.ndarray) -> Volume:
+    """Return a head in air: an ellipsoid of brain in a skull, with one bright ball in it."""
+    points = voxel_centers_mm(stack, rows, columns) - center_mm
+    radius = np.sqrt(((points / np.array([60.0, 75.0, 70.0])) ** 2).sum(axis=-1))
+    hu = np.full(radius.shape, -1000, dtype=np.int16)
+    hu[radius < 1.0] = 1000
+    hu[radius < 0.9] = 35
+    hu[np.linalg.norm(points - (lesion_mm - center_mm), axis=-1) < 14.0] = 70
+    return Volume(hu, stack, SourceInfo("dicom", "phantom"))
+
+
+def bright(prepared: Prepared) -> np.ndarray:
+    """Stand in for a network: blood is what is bright in the middle slice of what the network is shown."""
+    middle = prepared.contexts[:, 1]
+    near_bone = np.stack([ndimage.binary_dilation(image >= 200, iterations=3) for image in middle])
+    return (prepared.gates & (middle > 152) & ~near_bone).astype(np.float32)  # half-way from brain to the ball
+
+
+@st.composite
+def axial_heads(draw: st.DrawFn) -> tuple[Volume, np.ndarray]:
+    row, column = draw(st.sampled_from(AXIAL))
+    frame = np.array([row, column, np.cross(row, column)], float)
+    gaps = [draw(st.sampled_from([4.0, 5.0]))] * 14 + [draw(st.sampled_from([4.0, 5.0, 7.4]))] * 14
+    lean = draw(st.sampled_from([(0.0, 0.0), (0.0, 0.33), (0.0, -0.3), (0.1, 0.2)]))
+    spacing = draw(st.sampled_from([(1.0, 1.0), (0.9, 0.9), (1.0, 1.3)]))
+    rows, columns = 220, 200
+    center = np.array(draw(st.tuples(*[st.integers(-200, 200)] * 3)), float)
+    height = float(np.sum(gaps))
+    corner = -(rows / 2 * spacing[0] + lean[1] * height / 2) * frame[1] - height / 2 * frame[2]
+    corner = corner - (columns / 2 * spacing[1] + lean[0] * height / 2) * frame[0]
+    stack = build_stack(frame, gaps, spacing, lean, center + corner)
+    offset = np.array(draw(st.tuples(st.integers(-15, 15), st.integers(-20, 20), st.integers(-15, 15))), float)
+    return head(stack, rows, columns, center, center + offset), center + offset
+
+
+@settings(max_examples=25, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # a case is too slow to shrink
+@given(axial_heads())
+def test_a_lesion_stays_where_it_is_in_millimeters(case: tuple[Volume, np.ndarray]) -> None:
+    volume, lesion_mm = case
+    prepared = prepare(volume, PreprocessConfig(size=160))
+    found = prepared.restore(bright(prepared)) > 0.5
+    assert found.any()
+    where = np.argwhere(found)
+    stack = volume.require_stack()
+    found_mm = np.average(stack.index_to_mm(where), axis=0, weights=stack.voxel_volumes_ml[where[:, 0]])
+    true = np.argwhere(volume.hu == 70)
+    true_mm = np.average(stack.index_to_mm(true), axis=0, weights=stack.voxel_volumes_ml[true[:, 0]])
+    assert np.linalg.norm(found_mm - true_mm) < 0.6  # half a sample of the network's grid
+    assert np.linalg.norm(found_mm - lesion_mm) < 2.5  # slices up to 7.4 mm apart
+
+
+@pytest.mark.parametrize(("row", "column"), AXIAL)
+def test_the_network_sees_left_right_front_and_back_alike(row: tuple[float, ...], column: tuple[float, ...]) -> None:
+    """Rows toward the back, columns toward the left, slices toward the head, however the source is laid out."""
+    center = np.zeros(3)
+    lesion = np.array([30.0, -40.0, 20.0])  # left, front, top
+    frame = np.array([row, column, np.cross(row, column)], float)
+    corner = -100 * frame[0] - 100 * frame[1] - 70 * frame[2]
+    volume = head(build_stack(frame, [5.0] * 28, (1.0, 1.0), origin_mm=corner), 200, 200, center, lesion)
+    prepared = prepare(volume, PreprocessConfig(size=96))
+    slices, rows, columns = np.nonzero(bright(prepared))
+    assert columns.mean() > 48
+    assert rows.mean() < 48
+    assert slices.mean() > 14
+
+
+def test_slices_off_axial_are_refused() -> None:
+    sagittal = Stack.regular(5, row_direction=(0, 1, 0), column_direction=(0, 0, -1))
+    with pytest.raises(GeometryError, match="not axial"):
+        Orientation.of(sagittal)
+
+
+@given(st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.tuples(*[st.integers(1, 5)] * 3))
+def test_undo_undoes(transpose: bool, rows: bool, columns: bool, slices: bool, shape: tuple[int, int, int]) -> None:
+    array = np.arange(np.prod(shape)).reshape(shape)
+    orientation = Orientation(transpose, rows, columns, slices)
+    assert np.array_equal(orientation.undo(orientation.apply(array)), array)
+
+
+@settings(max_examples=40)
+@given(
+    st.tuples(st.integers(60, 200), st.integers(60, 200)),
+    st.tuples(st.floats(-10, 10), st.floats(-10, 10)),
+    st.tuples(st.floats(50, 150), st.floats(50, 150)),
+    st.sampled_from([32, 64, 96]),
+)
+def test_a_crop_keeps_centers_and_sums(
+    shape: tuple[int, int], start: tuple[float, float], extent: tuple[float, float], size: int
+) -> None:
+    crop = Crop(*start, *extent, size)
+    center = (start[0] + extent[0] * 0.45, start[1] + extent[1] * 0.55)
+    sigma = 0.08 * min(extent)
+    if not all(4 * sigma < c < n - 1 - 4 * sigma for c, n in zip(center, shape, strict=True)):
+        return
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = np.exp(-((y - center[0]) ** 2 + (x - center[1]) ** 2) / (2 * sigma**2))
+    sampled = crop.extract(image)
+    back = crop.restore(sampled, shape)
+    weights = sampled / sampled.sum()
+    at = crop.to_source(
+        float((weights.sum(1) * np.arange(size)).sum()), float((weights.sum(0) * np.arange(size)).sum())
+    )
+    assert at == pytest.approx(center, abs=0.05)
+    assert sampled.sum() * extent[0] * extent[1] / size**2 == pytest.approx(image.sum(), rel=0.02)
+    again = back / back.sum()
+    assert (again.sum(1) * np.arange(shape[0])).sum() == pytest.approx(center[0], abs=0.1)
+    assert (again.sum(0) * np.arange(shape[1])).sum() == pytest.approx(center[1], abs=0.1)
+
+
+def test_a_crop_of_the_very_grid_changes_nothing() -> None:
+    image = np.random.default_rng(0).uniform(0, 255, (48, 48)).astype(np.float32)
+    crop = Crop(0.0, 0.0, 48.0, 48.0, 48)
+    assert np.allclose(crop.extract(image), image, atol=1e-3)
+    assert np.allclose(crop.restore(image, (48, 48)), image, atol=1e-3)
+
+
+def test_what_lies_outside_the_image_or_the_crop_is_empty() -> None:
+    ones = np.ones((40, 40), np.float32)
+    beyond = Crop(-20.0, -20.0, 80.0, 80.0, 40).extract(ones)
+    assert beyond[0, 0] == 0
+    assert beyond[20, 20] == pytest.approx(1.0)
+    back = Crop(10.0, 10.0, 20.0, 20.0, 40).restore(ones, (40, 40))
+    assert back[9, 20] == 0
+    assert back[10, 20] == back[29, 20] == pytest.approx(1.0)
+    assert back[30, 20] == 0
+
+
+@pytest.mark.parametrize(("hu", "gray"), [(-1000, 0), (-20, 0), (40, 128), (100, 255), (3000, 255)])
+def test_the_brain_window(hu: int, gray: int) -> None:
+    assert to_gray(np.array([hu], np.int16))[0] == gray
+
+
+def test_published_gray_values_pass_through_unchanged() -> None:
+    gray = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(to_gray(to_hu(gray)), gray)
+    wide = DisplayWindow(50, 300)
+    assert np.array_equal(to_gray(to_hu(gray, wide), wide), gray)
+
+
+def ring(size: int = 224, gap: int = 0, thickness: float = 7.0) -> np.ndarray:
+    """Return a slice of a skull, with a gap in its right side, a scalp hematoma beside it, and brain inside."""
+    y, x = np.mgrid[:size, :size] - size // 2
+    radius = np.hypot(y / 1.15, x)
+    image = np.zeros((size, size), np.uint8)
+    image[radius < 92] = 113
+    image[(radius > 85 - thickness) & (radius < 85)] = 255
+    if gap:
+        image[(abs(y) < gap / 2) & (x > 0) & (radius < 86) & (radius > 84 - thickness)] = 113
+    return image
+
+
+@pytest.mark.parametrize("gap", [0, 5, 12, 18])
+def test_the_gate_holds_the_brain_and_not_the_scalp(gap: int) -> None:
+    image = ring(gap=gap)
+    inside = gate(image)
+    y, x = np.mgrid[:224, :224] - 112
+    radius = np.hypot(y / 1.15, x)
+    assert inside[radius < 76].all()
+    assert not inside[(radius > 87) & (abs(y) > gap)].any()
+
+
+def test_the_gate_opens_where_the_skull_is_not_closed() -> None:
+    half = ring()
+    half[:, 112:] = np.where(half[:, 112:] == 255, 0, half[:, 112:])
+    assert gate(half).all()
+    assert gate(np.zeros((224, 224), np.uint8)).all()
+    assert not skull_inside(np.zeros((224, 224), np.uint8)).any()
+
+
+def test_the_crop_holds_the_head_and_not_the_table() -> None:
+    image = np.zeros((10, 400, 400), np.uint8)
+    y, x = np.mgrid[:400, :400]
+    image[:, np.hypot((y - 180) / 1.2, x - 210) < 90] = 120
+    image[:, (y > 330) & (y < 338)] = 255
+    crop = find_crop(image, 1.0, 64)
+    assert crop.rows == crop.columns == pytest.approx(216 * 1.08, abs=8)
+    assert crop.to_source(31.5, 31.5) == pytest.approx((180, 210), abs=3)
+    assert head_masks(image).any(axis=(1, 2)).all()
+
+
+def test_the_crop_is_square_in_millimeters() -> None:
+    image = np.zeros((3, 200, 400), np.uint8)
+    y, x = np.mgrid[:200, :400]
+    image[:, np.hypot((y - 100) * 2, x - 200) < 90] = 120  # a circle where rows are twice as far apart
+    crop = find_crop(image, 2.0, 64)
+    assert crop.rows * 2.0 == pytest.approx(crop.columns)
+    assert crop.columns == pytest.approx(180 * 1.08, abs=10)
+
+
+def test_without_a_head_the_whole_image_is_taken() -> None:
+    crop = find_crop(np.zeros((4, 100, 120), np.uint8), 1.0, 32)
+    assert crop.columns == pytest.approx(120 * 1.08)
+
+
+def test_thin_slices_are_averaged_to_the_thickness_that_networks_know() -> None:
+    crops = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 32, 32), np.uint8)
+    thin = contexts(crops, np.arange(40) * 1.0, 5.0)
+    assert thin[20, :, 0, 0].tolist() == [15, 20, 25]
+    noisy = np.random.default_rng(0).normal(100, 10, (40, 32, 32)).astype(np.uint8)
+    assert contexts(noisy, np.arange(40) * 1.0, 5.0)[20, 1].std() < 0.6 * noisy[20].std()
+
+
+def test_thick_slices_see_their_neighbors_and_ends_themselves() -> None:
+    crops = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((1, 32, 32), np.uint8)
+    thick = contexts(crops, np.arange(6) * 5.0, 5.0)
+    assert thick[2, :, 0, 0].tolist() == [1, 2, 3]
+    assert thick[0, :, 0, 0].tolist() == [0, 0, 1]
+    assert thick[5, :, 0, 0].tolist() == [4, 5, 5]
+
+
+def test_a_size_that_the_network_cannot_take_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 32"):
+        PreprocessConfig(size=100)
