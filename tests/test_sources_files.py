@@ -10,7 +10,6 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
-import dicom_files as df
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +17,7 @@ from pydicom.data import get_testdata_file
 from pydicom.fileset import FileSet
 from pydicom.uid import JPEGLSLossless
 
+import dicom_files as df
 from hemolens.errors import DecodeError, HemolensError, InputError, SelectionError
 from hemolens.notes import Severity
 from hemolens.sources import files

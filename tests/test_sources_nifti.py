@@ -64,9 +64,9 @@ def check_geometry(volume: Volume, array: np.ndarray, affine: np.ndarray) -> Non
 def test_all_48_orientations(tmp_path: Path, orientation: str) -> None:
     array = scan()
     to = nib.orientations.axcodes2ornt(orientation)
-    image = nib.Nifti1Image(
-        array, np.diag([0.5, 0.6, 5.0, 1.0]) + [[0, 0, 0, 9], [0, 0, 0, -7], [0, 0, 0, 30], [0] * 4]
-    )
+    affine = np.diag([0.5, 0.6, 5.0, 1.0])
+    affine[:3, 3] = [9, -7, 30]
+    image = nib.Nifti1Image(array, affine)
     turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), to))
     assert "".join(nib.aff2axcodes(turned.affine)) == orientation
     nib.save(turned, tmp_path / "x.nii")

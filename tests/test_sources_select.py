@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import dicom_files as df
 import pytest
 from pydicom import Dataset
 from pydicom.uid import ComprehensiveSRStorage, MRImageStorage, SecondaryCaptureImageStorage
 
+import dicom_files as df
 from hemolens.errors import DecodeError, GeometryError, InputError, SelectionError
 from hemolens.notes import Severity
 from hemolens.sources.dicom.kernels import Sharpness, kernel_sharpness

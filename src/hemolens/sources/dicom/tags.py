@@ -48,6 +48,8 @@ class Tags:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
+        # Taken one by one, as they are: asking for a single one converts it in some cases, which may fail or warn.
+        self._elements: dict[int, Any] = {int(element.tag): element for element in dataset.elements()}
 
     @property
     def is_little_endian(self) -> bool:
@@ -61,10 +63,8 @@ class Tags:
 
     def raw(self, tag: int) -> bytes | None:
         """Return the bytes of an element, or None if it is absent, empty or a sequence."""
-        if tag not in self._dataset:
-            return None
-        element: Any = self._dataset.get_item(tag)
-        value: Any = element.value
+        element = self._elements.get(tag)
+        value: Any = None if element is None else element.value
         if isinstance(element, RawDataElement):
             return bytes(value) if value else None
         # What pydicom has turned into Python already: sequences, and little else.
@@ -125,7 +125,7 @@ class Tags:
 
     def items(self, tag: int) -> tuple[Tags, ...]:
         """Return the items of a sequence; empty if it is absent or no sequence."""
-        if tag not in self._dataset:
+        if tag not in self._elements:
             return ()
         value: Any = self._dataset[tag].value
         return tuple(Tags(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
