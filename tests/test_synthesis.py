@@ -68,7 +68,7 @@ def test_the_mask_is_what_got_brighter() -> None:
         change = painted.images[1].astype(float) - images[1]
         mask = painted.labels > 0
         assert change[mask].mean() > 15
-        assert np.abs(change[~ndimage.binary_dilation(mask, iterations=8)]).max() == 0
+        assert np.abs(change[~ndimage.binary_dilation(mask, iterations=8)]).max() < 12
 
 
 def test_the_noise_of_the_scan_stays() -> None:

@@ -64,6 +64,8 @@ def train(
     average: EffUNet2d = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = _optimizer(network, config.optimizer)
     done = _resume(out, config, network, average, optimizer)
+    if done == config.steps:
+        return average
     batches = _batches(samples, config, done)
     sums: dict[str, float] = {}
     started = time.monotonic()

@@ -1,0 +1,144 @@
+"""The shipped model on real scans: both runtimes agree, flips change nothing, and its card can be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hemolens.errors import ConfigError, ModelError
+from hemolens.geometry import Stack
+from hemolens.inference.predictor import Predictor
+from hemolens.inference.registry import DEFAULT_MODEL, list_models, load_model
+from hemolens.inference.runtime import available_runtimes, open_runtime
+from hemolens.labels import FINDING_NAMES
+from hemolens.sources.study import ReadOptions, read_volume
+from hemolens.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(load_model(), "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def volume(data: Path) -> Volume:
+    return read_volume(data / "ct_ich", ReadOptions(patient="069"))
+
+
+def with_layers(volume: Volume, hu: np.ndarray, stack: Stack) -> Volume:
+    return replace(volume, hu=np.ascontiguousarray(hu), stack=stack)
+
+
+def test_every_shipped_model_has_a_true_card() -> None:
+    models = list_models()
+    assert [m.name for m in models][0] == DEFAULT_MODEL
+    for model in models:
+        assert hashlib.sha256(model.path.read_bytes()).hexdigest() == model.sha256
+        card = model.card
+        for key in (
+            "training",
+            "split",
+            "metrics",
+            "license",
+            "limits",
+            "intended_use",
+            "created",
+            "measured_at_commit",
+        ):
+            assert card[key], key
+        assert {"commit", "data", "stages"} <= set(card["training"])
+        assert not set(card["split"]["ct_ich"]["train"]) & set(card["split"]["ct_ich"]["validation"])
+        assert not set(card["split"]["ct_ich"]["train"]) & set(card["split"]["ct_ich"]["drawn"])
+        assert not any("bhsd" in d.lower() or "rsna" in d.lower() for d in card["training"]["data"])
+        for row in card["metrics"]:
+            assert row["n"] > 0
+            assert row["value"] is None or row["low"] is None or row["low"] <= row["value"] <= row["high"]
+
+
+def test_the_shipped_files_are_small() -> None:
+    assert sum(m.path.stat().st_size for m in list_models()) < 20e6
+
+
+@pytest.mark.parametrize("change", [b"\x00", b"more"])
+def test_a_changed_network_file_is_refused(tmp_path: Path, change: bytes) -> None:
+    model = load_model()
+    (tmp_path / model.path.name).write_bytes(model.path.read_bytes() + change)
+    (tmp_path / f"{model.name}.json").write_text(json.dumps(dict(model.card)), encoding="utf-8")
+    with pytest.raises(ModelError, match="not the one that its card describes"):
+        open_runtime(load_model(str(tmp_path / model.path.name)))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"name": "x", "file": "x.onnx", "sha256": "0", "preprocess": {"sise": 1}}']
+)
+def test_a_broken_card_is_one_clear_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"x\.json"):
+        load_model(str(tmp_path / "x.json"))
+
+
+def test_unknown_names_get_a_suggestion() -> None:
+    with pytest.raises(ModelError, match=DEFAULT_MODEL):
+        load_model(DEFAULT_MODEL.replace("1", "2"))
+    with pytest.raises(ConfigError, match="runtime 'tensorrt' is unknown"):
+        open_runtime(load_model(), "tensorrt")
+    with pytest.raises(ConfigError, match="threads"):
+        open_runtime(load_model(), threads=0)
+
+
+@pytest.mark.skipif("openvino" not in available_runtimes(), reason="needs hemolens[openvino]")
+def test_both_runtimes_agree(predictor: Predictor, volume: Volume) -> None:
+    one = predictor.predict(volume)
+    other = Predictor(load_model(), "openvino").predict(volume)
+    assert np.abs(one.blood.astype(float) - other.blood).max() < 5e-3
+    assert one.slice_probability == pytest.approx(other.slice_probability, abs=2e-3)
+
+
+def test_a_real_bleed_is_found_and_a_clean_scan_is_quieter(predictor: Predictor, volume: Volume, data: Path) -> None:
+    """Patients 69 and 100 are validation patients: one with hemorrhage, one without."""
+    bleeding = predictor.predict(volume)
+    clean = predictor.predict(read_volume(data / "ct_ich", ReadOptions(patient="100")))
+    assert bleeding.study_probability[0] > clean.study_probability[0]
+    assert bleeding.blood.max() > 0.5
+
+
+def test_the_prediction_is_on_the_grid_of_the_source(predictor: Predictor, volume: Volume) -> None:
+    found = predictor.predict(volume)
+    assert found.blood.shape == found.subtype.shape == volume.shape
+    assert found.slice_probability.shape == (len(volume), len(FINDING_NAMES))
+    assert set(np.unique(found.subtype)) <= set(range(6))
+    assert (found.subtype[found.blood >= 0.1] > 0).all()
+    assert found.study_interval is not None
+
+
+def test_however_a_scan_is_laid_out_the_answer_is_the_same(predictor: Predictor, data: Path) -> None:
+    """The same head stored upside down, mirrored with mirrored directions, or transposed gives the same voxels."""
+    scan = read_volume(data / "ct_ich", ReadOptions(patient="069", pixel_spacing_mm=0.4, slice_spacing_mm=5.0))
+    scan = replace(
+        scan, hu=scan.hu[10:20], stack=Stack.regular(10, (0, 0, 50.0), spacing_mm=(0.4, 0.4), step_mm=(0, 0, 5))
+    )
+    plain = predictor.predict(scan)
+    s, r, c = scan.shape
+    mirrored = Stack.regular(s, ((c - 1) * 0.4, (r - 1) * 0.4, 50.0), (-1, 0, 0), (0, -1, 0), (0.4, 0.4), (0, 0, 5))
+    turned = predictor.predict(with_layers(scan, scan.hu[:, ::-1, ::-1], mirrored))
+    assert np.array_equal(turned.blood[:, ::-1, ::-1], plain.blood)
+    assert np.array_equal(turned.subtype[:, ::-1, ::-1], plain.subtype)
+    top_down = Stack.regular(s, (0, 0, 95.0), (0, 1, 0), (1, 0, 0), (0.4, 0.4), (0, 0, -5))
+    transposed = predictor.predict(with_layers(scan, scan.hu[::-1].swapaxes(1, 2), top_down))
+    assert np.array_equal(transposed.blood[::-1].swapaxes(1, 2), plain.blood)
+    assert transposed.slice_probability[::-1] == pytest.approx(plain.slice_probability, abs=1e-5)
+
+
+def test_thin_slices_give_about_the_same_volume(predictor: Predictor, data: Path) -> None:
+    """The same scan cut five times finer (each slice repeated at 1 mm) holds about the same blood."""
+    scan = read_volume(data / "ct_ich", ReadOptions(patient="069"))
+    stack = Stack.regular(len(scan), spacing_mm=(0.4, 0.4), step_mm=(0, 0, 5.0))
+    thick = predictor.predict(replace(scan, stack=stack))
+    fine = Stack.regular(5 * len(scan), (0, 0, -2.0), spacing_mm=(0.4, 0.4), step_mm=(0, 0, 1.0))
+    thin = predictor.predict(replace(scan, hu=np.repeat(scan.hu, 5, axis=0), stack=fine))
+    assert (thin.blood >= 0.5).sum() / 5 == pytest.approx((thick.blood >= 0.5).sum(), rel=0.25)
