@@ -51,7 +51,8 @@ def test_every_shipped_model_has_a_true_card() -> None:
             "measured_at_commit",
         ):
             assert card[key], key
-        assert {"commit", "data", "stages"} <= set(card["training"])
+        assert {"data", "stages"} <= set(card["training"])
+        assert all(stage["commit"] and stage["config"]["seed"] >= 0 for stage in card["training"]["stages"])
         assert not set(card["split"]["ct_ich"]["train"]) & set(card["split"]["ct_ich"]["validation"])
         assert not set(card["split"]["ct_ich"]["train"]) & set(card["split"]["ct_ich"]["drawn"])
         assert not any("bhsd" in d.lower() or "rsna" in d.lower() for d in card["training"]["data"])

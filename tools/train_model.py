@@ -22,6 +22,7 @@ from typing import Any
 from hemolens import __version__
 from hemolens.config import to_mapping, with_overrides
 from hemolens.evaluation.card import calibrate_and_measure, uncalibrated, write_card
+from hemolens.models.effunet2d import EffUNet2d
 from hemolens.models.export import export_onnx
 from hemolens.training.config import TrainConfig
 from hemolens.training.data import load_ct_ich, load_phe_sich
@@ -40,22 +41,21 @@ def main() -> None:
     chosen = parser.parse_args()
     experiment = tomllib.loads(chosen.experiment.read_text(encoding="utf-8"))
     split = json.loads((chosen.experiment.parent / experiment["split"]).read_text(encoding="utf-8"))
-    config = with_overrides(TrainConfig(), flatten(experiment.get("train", {})))
-    provenance = provenance_of(chosen.run)
+    configs = [with_overrides(TrainConfig(), flatten(stage)) for stage in experiment["stage"]]
+    preprocess = configs[0].preprocess
 
-    samples = load_ct_ich(chosen.data / "ct_ich", set(split["ct_ich"]["train"]), config.preprocess)
-    samples += load_phe_sich(chosen.data / "phe_sich", set(split["phe_sich"]["train"]), config.preprocess)
-    network = train(config, samples, chosen.run, report)
-    stages = [config]
-    if "second" in experiment:
-        stages.append(with_overrides(config, flatten(experiment["second"])))
-        network = train(stages[-1], samples, chosen.run / "second", report, start=network)
-
+    samples = load_ct_ich(chosen.data / "ct_ich", set(split["ct_ich"]["train"]), preprocess)
+    samples += load_phe_sich(chosen.data / "phe_sich", set(split["phe_sich"]["train"]), preprocess)
+    stages, network = [], EffUNet2d(configs[0].network)
+    for number, config in enumerate(configs, start=1):
+        run = chosen.run / str(number)
+        stages.append({**provenance_of(run), "config": to_mapping(config)})
+        network = train(config, samples, run, report, start=network)
     name = experiment["name"]
     onnx = WEIGHTS / f"{name}.onnx"
-    difference = export_onnx(network, config.preprocess.size, onnx)
+    difference = export_onnx(network, preprocess.size, onnx)
     sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
-    model = uncalibrated(name, onnx, sha256, config.preprocess)
+    model = uncalibrated(name, onnx, sha256, preprocess)
     measured = calibrate_and_measure(model, chosen.data, split["ct_ich"]["validation"], split["ct_ich"]["drawn"])
     card = {
         "name": name,
@@ -69,13 +69,8 @@ def main() -> None:
             "parameters": sum(p.numel() for p in network.parameters()),
             "export_difference": float(f"{difference:.2g}"),
         },
-        "preprocess": to_mapping(config.preprocess),
-        "training": {
-            **provenance,
-            "data": experiment["data"],
-            "slices": len(samples),
-            "stages": [to_mapping(s) for s in stages],
-        },
+        "preprocess": to_mapping(preprocess),
+        "training": {"data": experiment["data"], "slices": len(samples), "stages": stages},
         "split": split,
         "measured_at_commit": commit(),
         **measured,
