@@ -22,7 +22,6 @@ from typing import Any
 from hemolens import __version__
 from hemolens.config import to_mapping, with_overrides
 from hemolens.evaluation.card import calibrate_and_measure, uncalibrated, write_card
-from hemolens.models.effunet2d import EffUNet2d
 from hemolens.models.export import export_onnx
 from hemolens.training.config import TrainConfig
 from hemolens.training.data import load_ct_ich, load_phe_sich
@@ -46,7 +45,7 @@ def main() -> None:
 
     samples = load_ct_ich(chosen.data / "ct_ich", set(split["ct_ich"]["train"]), preprocess)
     samples += load_phe_sich(chosen.data / "phe_sich", set(split["phe_sich"]["train"]), preprocess)
-    stages, network = [], EffUNet2d(configs[0].network)
+    stages, network = [], None
     for number, config in enumerate(configs, start=1):
         run = chosen.run / str(number)
         stages.append({**provenance_of(run), "config": to_mapping(config)})
