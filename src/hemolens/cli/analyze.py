@@ -8,14 +8,33 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from hemolens.cli import exits
 from hemolens.cli.exits import WrongUsage
+from hemolens.cli.options import (
+    AsJson,
+    Debug,
+    Demo,
+    Inputs,
+    ModelName,
+    Out,
+    Overwrite,
+    Patient,
+    PixelSpacing,
+    Quiet,
+    Runtime,
+    RuntimeName,
+    Series,
+    SliceSpacing,
+    Threads,
+    WindowLevel,
+    WindowWidth,
+    WithProbability,
+)
 
 if TYPE_CHECKING:
     from hemolens.analyze import AnalyzeOptions, Result
@@ -24,14 +43,6 @@ if TYPE_CHECKING:
 
 DEMO_OUT = Path("hemolens-demo")
 ENDINGS = (".nii.gz", ".nii", ".dcm", ".zip", ".img.gz", ".hdr")
-
-
-class Runtime(StrEnum):
-    """Which library runs the network."""
-
-    AUTO = "auto"
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
 
 
 @dataclass(frozen=True)
@@ -56,65 +67,23 @@ class Manner:
 
 
 def analyze(
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="INPUT",
-            show_default=False,
-            help="DICOM folder, file or zip; NIfTI file; folder of slice images; or the root of the CT-ICH data set "
-            "with --patient.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for the results. With several inputs each gets OUT/<its name>."),
-    ] = None,
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Analyze the built-in phantom head instead of an INPUT.")
-    ] = False,
-    series: Annotated[
-        str | None, typer.Option("--series", metavar="UID", help="Series Instance UID to take, if there are several.")
-    ] = None,
-    patient: Annotated[
-        str | None, typer.Option("--patient", metavar="NUMBER", help="Patient to take from the root of a data set.")
-    ] = None,
-    window_level: Annotated[
-        float, typer.Option("--window-level", metavar="HU", help="Slice images: window level they were rendered with.")
-    ] = 40.0,
-    window_width: Annotated[
-        float, typer.Option("--window-width", metavar="HU", help="Slice images: window width they were rendered with.")
-    ] = 120.0,
-    pixel_spacing: Annotated[
-        float | None,
-        typer.Option(
-            "--pixel-spacing", metavar="MM", help="Slice images: size of a pixel; without it, no milliliters."
-        ),
-    ] = None,
-    slice_spacing: Annotated[
-        float | None,
-        typer.Option("--slice-spacing", metavar="MM", help="Slice images: distance from slice to slice."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Model to use; see 'hemolens models list'.")
-    ] = None,
-    runtime: Annotated[
-        Runtime, typer.Option("--runtime", help="Library that runs the network; auto takes the fastest installed.")
-    ] = Runtime.AUTO,
-    threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, help="Processor threads to use (default: all cores).")
-    ] = None,
-    probability: Annotated[
-        bool, typer.Option("--probability", help="Also write probability.nii.gz, the probability of blood per voxel.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are already in OUT.")] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print the findings to standard output, and nothing else there. -o may be left out."
-        ),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' warnings.")] = False,
+    inputs: Inputs = None,
+    out: Out = None,
+    demo: Demo = False,
+    series: Series = None,
+    patient: Patient = None,
+    window_level: WindowLevel = 40.0,
+    window_width: WindowWidth = 120.0,
+    pixel_spacing: PixelSpacing = None,
+    slice_spacing: SliceSpacing = None,
+    model: ModelName = None,
+    runtime: RuntimeName = Runtime.AUTO,
+    threads: Threads = None,
+    probability: WithProbability = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Find, outline and measure blood in head CTs.
 
