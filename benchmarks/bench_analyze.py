@@ -97,7 +97,7 @@ def write_series(folder: Path) -> None:
 def time_analysis(folder: Path, runtime: str, threads: int | None) -> dict[str, Any]:
     """Analyze twice with one loaded network; seconds by stage and peak memory of this process."""
     started = time.perf_counter()
-    from hemolens.analyze import AnalyzeOptions, analyze
+    from hemolens.analysis import AnalyzeOptions, analyze
     from hemolens.inference.predictor import Predictor
     from hemolens.inference.registry import load_model
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hemolens.analyze
+import hemolens.analysis
 from hemolens.cli import analyze as verb
 from hemolens.cli import doctor, exits, models
 from hemolens.cli.main import main
@@ -59,7 +59,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     def install(what: Callable[..., Any]) -> None:
         monkeypatch.setattr(registry, "load_model", lambda name=None: None)
         monkeypatch.setattr(predictor, "Predictor", lambda *a, **k: None)
-        monkeypatch.setattr(hemolens.analyze, "analyze", lambda source, *a, **k: what(source))
+        monkeypatch.setattr(hemolens.analysis, "analyze", lambda source, *a, **k: what(source))
 
     return install
 

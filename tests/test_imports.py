@@ -28,10 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": GROUND | {"geometry", "volume", "sources", "preprocessing"},
     "measurements": BELOW_MEASUREMENTS - {"measurements"},
     "reports": BELOW_MEASUREMENTS,
-    "analyze": BELOW_MEASUREMENTS | {"reports"},
+    "analysis": BELOW_MEASUREMENTS | {"reports"},
     "demo": GROUND | {"geometry", "volume"},
     **dict.fromkeys(ASIDE, BELOW_MEASUREMENTS | ASIDE),
-    "cli": BELOW_MEASUREMENTS | ASIDE | {"reports", "analyze", "demo"},
+    "cli": BELOW_MEASUREMENTS | ASIDE | {"reports", "analysis", "demo"},
 }
 """Part of hemolens → the other parts that it may import. A part that is not named here may not exist."""
 
@@ -66,7 +66,7 @@ def test_imports_run_one_way(path: Path) -> None:
         return
     imported = imported_parts(ast.parse(path.read_text("utf-8"))) - {part, "__version__"}
     if part == "__init__":
-        assert imported <= BELOW_MEASUREMENTS | {"analyze", "reports"}
+        assert imported <= BELOW_MEASUREMENTS | {"analysis", "reports"}
         return
     assert part in MAY_IMPORT, f"{part} has no place in the import rule; give it one in design and here"
     assert imported <= MAY_IMPORT[part], f"{part} may not import {sorted(imported - MAY_IMPORT[part])}"
@@ -128,7 +128,7 @@ def test_importing_hemolens_loads_neither_torch_nor_a_runtime() -> None:
 
 
 def test_reading_and_measuring_need_no_torch() -> None:
-    loaded = modules_after("import hemolens.analyze, hemolens.sources.study, hemolens.reports.folder")
+    loaded = modules_after("import hemolens.analysis, hemolens.sources.study, hemolens.reports.folder")
     assert not loaded & set(HEAVY)
 
 

@@ -38,7 +38,8 @@ from hemolens.sources.dicom import decode as decode_module
 from hemolens.sources.dicom.decode import to_hounsfield
 from hemolens.sources.dicom.header import PixelFormat
 from hemolens.sources.dicom.stacks import find_gaps, is_uneven
-from hemolens.sources.files import MAX_VOXELS
+from hemolens.sources.dicom.tags import Tags
+from hemolens.sources.files import MAX_VOXELS, Entry
 from hemolens.sources.study import ReadOptions, read_volume
 from hemolens.volume import AIR_HU, Volume
 
@@ -618,6 +619,19 @@ def test_enhanced_ct(tmp_path: Path, syntax: str) -> None:
     assert volume.source.slice_names == tuple(f"enhanced.dcm#{k}" for k in (5, 4, 3, 2, 1))
 
 
+def test_a_multi_frame_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bool] = []
+    read = decode_module.read_tags
+
+    def counted(entry: Entry, tags: list[int], pixels: bool = False) -> tuple[Tags, Tags]:
+        opened.append(pixels)
+        return read(entry, tags, pixels)
+
+    monkeypatch.setattr(decode_module, "read_tags", counted)
+    read_volume(df.save(df.enhanced_dataset(df.Series(slices=9)), tmp_path / "x.dcm"))
+    assert opened == [True]
+
+
 def test_multi_frame_without_a_place_for_each_frame_is_refused(tmp_path: Path) -> None:
     ds = df.enhanced_dataset(df.Series(slices=3))
     del ds.PerFrameFunctionalGroupsSequence
@@ -632,6 +646,18 @@ def test_progress_rises_to_one(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert len(seen) > 10
+
+
+def test_text_of_the_header_stays_on_one_line_and_keeps_its_letters(tmp_path: Path) -> None:
+    def rename(_: int, ds: Dataset) -> None:
+        ds.SpecificCharacterSet = "ISO_IR 192"
+        ds.SeriesDescription = "Sch\u00e4del\n\x1b[31m nativ"
+
+    df.write_series(tmp_path, change=rename)
+    (tmp_path / "im000.dcm").rename(tmp_path / "im\n0\udcff.dcm")
+    source = read_volume(tmp_path).source
+    assert source.series_description == "Sch\u00e4del??[31m nativ"
+    assert source.slice_names[0] == "im?0?.dcm"
 
 
 def test_library_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

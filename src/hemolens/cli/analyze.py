@@ -37,7 +37,7 @@ from hemolens.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from hemolens.analyze import AnalyzeOptions, Result
+    from hemolens.analysis import AnalyzeOptions, Result
     from hemolens.inference.predictor import Predictor
     from hemolens.reports.truth import Truth
 
@@ -100,7 +100,7 @@ def analyze(
     if (pixel_spacing is None) != (slice_spacing is None):
         raise WrongUsage("analyze", "--pixel-spacing and --slice-spacing go together: give both.")
 
-    from hemolens.analyze import AnalyzeOptions
+    from hemolens.analysis import AnalyzeOptions
     from hemolens.sources.study import ReadOptions
     from hemolens.volume import DisplayWindow
 
@@ -198,7 +198,7 @@ def _run_all(jobs: list[Job], options: AnalyzeOptions, manner: Manner) -> int:
 
 
 def _run_one(job: Job, options: AnalyzeOptions, manner: Manner, predictor: Predictor) -> int:
-    from hemolens.analyze import analyze as run
+    from hemolens.analysis import analyze as run
     from hemolens.cli import summary
     from hemolens.cli.terminal import progress_shown
     from hemolens.reports.as_json import to_mapping

@@ -13,7 +13,7 @@ from hemolens.measurements.findings import NOTICE, Findings, format_amount, summ
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hemolens.analyze import Result
+    from hemolens.analysis import Result
     from hemolens.reports.truth import Truth
 
 TITLES = {subtype.name: subtype.title for subtype in SUBTYPES}

@@ -194,7 +194,8 @@ def summary_sentence(findings: Findings) -> str:
         kind = main if share > 0.995 else f"mostly {main}" if share > 0.5 else "of several subtypes"
         return f"Hemorrhage likely ({chance}): {amount}, {kind}."
     if lesions:
-        return f"Hemorrhage unlikely ({chance}), yet {amount} outlined: look at the marked slices."
+        amount = amount.replace(" in ", " was outlined in ")
+        return f"Hemorrhage unlikely ({chance}), yet {amount}: look at the marked slices."
     return f"Hemorrhage unlikely ({chance}); no lesion outlined."
 
 

@@ -84,7 +84,7 @@ def assess(volume: Volume) -> tuple[QualityNote, ...]:
     notes = [_too_few(volume), _thick(volume.stack), _not_axial(volume.stack), _uneven_mask(volume)]
     modality = _modality(survey)
     if modality is not None:
-        notes.append(modality)
+        notes += [modality] if modality not in volume.notes else []
     else:
         notes += [_not_a_head(survey), _field(survey), _cut(survey), _open_ends(survey)]
         notes += [_contrast(survey), _metal(volume)]
@@ -138,14 +138,17 @@ def _uneven_mask(volume: Volume) -> QualityNote | None:
     return QualityNote(
         "uneven_spacing",
         Severity.INFO,
-        f"NIfTI cannot hold this stack ({volume.stack.irregularity}): mask.nii.gz has one layer per image, in order, "
-        "but no positions. They are in mask_geometry.json; volumes and centroids in the findings are exact.",
+        "NIfTI cannot hold slices that are placed like these: mask.nii.gz has one layer per image, in order, but no "
+        "positions; those are in mask_geometry.json. Volumes and centroids in the findings are exact.",
     )
 
 
 def _modality(survey: Survey) -> QualityNote | None:
     if survey.volume.source.window is not None:
         return None
+    if any(note.code == "modality" for note in survey.volume.notes):
+        # The reader has said so; nothing else is to be judged by these values then.
+        return next(note for note in survey.volume.notes if note.code == "modality")
     lowest, highest = float(survey.hu.min()), float(survey.hu.max())
     if np.mean(survey.hu < AIR_HU) < MIN_SHARE:
         return _warn("modality", f"No air in the image (lowest {lowest:.0f} HU): this may be no CT, or it was masked.")

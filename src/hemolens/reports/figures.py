@@ -90,7 +90,7 @@ class Outline:
     path: str
     """SVG path data in pixels of the picture."""
     tag: tuple[float, float]
-    """Where its number may stand: beside its upper right."""
+    """Its upper right end: beside it, its number may stand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,14 +232,17 @@ def _letters(direction: NDArray[np.float64]) -> tuple[str, str]:
 
 
 def _trace(mask: NDArray[np.bool_], scale: tuple[float, float]) -> tuple[str, tuple[float, float]]:
-    """Return the border of `mask` as SVG path data, pixel centers at + 0.5, and a place beside its upper right."""
+    """Return the border of `mask` as SVG path data, pixel centers at + 0.5, and its upper right end."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     pad = 2
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height = ndimage.gaussian_filter(np.pad(box, pad).astype(np.float64), SMOOTHING_PX)
     offset = np.array([columns[0] - pad + 0.5, rows[0] - pad + 0.5])
-    pieces = []
+    pieces, best = [], np.array([0.0, np.inf])
     for line in contour_generator(z=height).lines(0.5):
         points = (np.asarray(line)[:, :2] + offset) * scale
         pieces.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points[:-1]) + "Z")
-    return "".join(pieces), (float((columns[-1] + 1.0) * scale[0]), float(rows[0] * scale[1]))
+        corner = points[np.argmax(points[:, 0] - points[:, 1])]
+        if corner[0] - corner[1] > best[0] - best[1]:
+            best = corner
+    return "".join(pieces), (float(best[0]), float(best[1]))

@@ -163,10 +163,16 @@ def _note(note: QualityNote) -> dict[str, str]:
     return {
         "severity": str(note.severity),
         "word": SEVERITY_WORDS[note.severity],
-        "message": note.message,
+        "message": _sentence(note.message),
         "code": note.code,
         "slices": _ranges(note.slices),
     }
+
+
+def _sentence(text: str) -> str:
+    """Begin with a capital and end with a full stop."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _truth(comparison: Comparison, findings: Findings) -> dict[str, Any]:

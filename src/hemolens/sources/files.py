@@ -127,7 +127,7 @@ def file_entry(path: Path) -> FileEntry:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(path, f"cannot be read ({reason})", "Check the path and its permissions.") from error
-    return FileEntry(path.name, info.st_size, path)
+    return FileEntry(printable(path.name), info.st_size, path)
 
 
 def folder_entries(folder: Path) -> tuple[FileEntry, ...]:
@@ -160,7 +160,7 @@ def _walk(folder: Path, root: Path, depth: int) -> Iterator[FileEntry]:
             if depth < MAX_DEPTH:
                 yield from _walk(path, root, depth + 1)
         elif item.is_file():
-            yield FileEntry(path.relative_to(root).as_posix(), item.stat().st_size, path)
+            yield FileEntry(printable(path.relative_to(root).as_posix()), item.stat().st_size, path)
 
 
 @contextmanager
@@ -203,12 +203,17 @@ def _check_zip(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 def _member_name(member: zipfile.ZipInfo) -> str:
     parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-    return "/".join(p for p in parts if p not in ("/", "..", ".")) or "unnamed"
+    return printable("/".join(p for p in parts if p not in ("/", "..", "."))) or "unnamed"
 
 
 def _is_wanted(member: zipfile.ZipInfo) -> bool:
     parts = _member_name(member).split("/")
     return "__MACOSX" not in parts and not any(p.startswith(".") for p in parts)
+
+
+def printable(text: str) -> str:
+    """Return `text` with everything that would break a line or a terminal replaced by ``?``."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def short_names(names: list[str]) -> tuple[str, ...]:

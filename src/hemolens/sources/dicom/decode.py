@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from hemolens.errors import DecodeError
 from hemolens.sources.dicom.decoders import COMPRESSED, FrameDecoder
 from hemolens.sources.dicom.header import PIXEL_DATA, PixelFormat, SliceHeader
 from hemolens.sources.dicom.tags import read_tags
+from hemolens.sources.files import Entry
 from hemolens.volume import AIR_HU
 
 REMEDY = "Copy or export the file again."
@@ -64,11 +66,24 @@ def decode_slices(headers: Sequence[SliceHeader]) -> Iterator[DecodedSlice | Dec
     """
     compressed = sum(h.pixels is not None and h.pixels.transfer_syntax in COMPRESSED for h in headers)
     workers = min(MAX_WORKERS, os.cpu_count() or 1, 1 + compressed // FRAMES_PER_WORKER)
-    with FrameDecoder(workers) as decoder, ThreadPoolExecutor(workers) as pool:
+    with FrameDecoder(workers) as decoder:
+        pixels = PixelReader(decoder)
+        if workers == 1:
+            # 5 ms a slice, most of it under the interpreter lock: threads would only add their own cost.
+            yield from (_decoded_or_error(header, pixels) for header in headers)
+        else:
+            yield from _decode_ahead(headers, pixels, workers)
+
+
+def _decode_ahead(
+    headers: Sequence[SliceHeader], pixels: PixelReader, workers: int
+) -> Iterator[DecodedSlice | DecodeError]:
+    """Keep every worker busy, one thread each, while the results are taken in order."""
+    with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[DecodedSlice | DecodeError]] = deque()
         try:
             for header in headers:
-                pending.append(pool.submit(_decoded_or_error, header, decoder))
+                pending.append(pool.submit(_decoded_or_error, header, pixels))
                 if len(pending) > 2 * workers:  # bounds what is held in memory
                     yield pending.popleft().result()
             while pending:
@@ -78,14 +93,53 @@ def decode_slices(headers: Sequence[SliceHeader]) -> Iterator[DecodedSlice | Dec
                 future.cancel()
 
 
-def _decoded_or_error(header: SliceHeader, decoder: FrameDecoder) -> DecodedSlice | DecodeError:
+def _decoded_or_error(header: SliceHeader, pixels: PixelReader) -> DecodedSlice | DecodeError:
     try:
-        return decode_slice(header, decoder)
+        return decode_slice(header, pixels)
     except DecodeError as error:
         return error
 
 
-def decode_slice(header: SliceHeader, decoder: FrameDecoder) -> DecodedSlice:
+class PixelReader:
+    """Stored words of slices; the one multi-frame file at hand is kept, or each frame would read it anew."""
+
+    def __init__(self, decoder: FrameDecoder) -> None:
+        self._decoder = decoder
+        self._lock = threading.Lock()
+        self._kept: tuple[Entry, bytes] | None = None
+
+    def words(self, header: SliceHeader, pixels: PixelFormat) -> NDArray[np.unsignedinteger]:
+        """Return the words of one frame, unsigned, shape ``(rows, columns)``; see `decode_slice` for errors."""
+        name = header.entry.name
+        data = _pixel_data(header.entry) if header.frames == 1 else self._shared(header.entry)
+        if pixels.transfer_syntax in COMPRESSED:
+            return self._decoder.decode(_codestream(name, data, header), pixels, name)
+        if pixels.transfer_syntax not in NATIVE:
+            raise DecodeError(name, f"uses transfer syntax {pixels.transfer_syntax[:64]}, which is no CT's", REMEDY)
+        width = pixels.allocated // 8
+        length = pixels.rows * pixels.columns * width
+        frame = data[header.frame * length : (header.frame + 1) * length]
+        if len(frame) < length:
+            raise DecodeError(name, "is cut short", REMEDY)
+        order = "<" if pixels.little_endian else ">"
+        return np.frombuffer(frame, dtype=f"{order}u{width}").reshape(pixels.rows, pixels.columns)
+
+    def _shared(self, entry: Entry) -> bytes:
+        with self._lock:
+            if self._kept is None or self._kept[0] != entry:
+                self._kept = (entry, _pixel_data(entry))
+            return self._kept[1]
+
+
+def _pixel_data(entry: Entry) -> bytes:
+    _, tags = read_tags(entry, [PIXEL_DATA], pixels=True)
+    data = tags.raw(PIXEL_DATA)
+    if data is None:
+        raise DecodeError(entry.name, "has lost its pixels", REMEDY)
+    return data
+
+
+def decode_slice(header: SliceHeader, reader: PixelReader) -> DecodedSlice:
     """Read and decode one slice.
 
     Raises
@@ -97,8 +151,7 @@ def decode_slice(header: SliceHeader, decoder: FrameDecoder) -> DecodedSlice:
     if pixels is None:
         raise DecodeError(name, "holds no image", REMEDY)
     _check_format(name, pixels)
-    words = _stored_words(header, pixels, decoder)
-    return to_hounsfield(name, words, pixels)
+    return to_hounsfield(name, reader.words(header, pixels), pixels)
 
 
 def _check_format(name: str, pixels: PixelFormat) -> None:
@@ -113,25 +166,6 @@ def _check_format(name: str, pixels: PixelFormat) -> None:
             raise DecodeError(name, f"{label} leads beyond any Hounsfield unit", REMEDY)
     if pixels.slope == 0:
         raise DecodeError(name, "Rescale Slope is zero", REMEDY)
-
-
-def _stored_words(header: SliceHeader, pixels: PixelFormat, decoder: FrameDecoder) -> NDArray[np.unsignedinteger]:
-    name = header.entry.name
-    _, tags = read_tags(header.entry, [PIXEL_DATA], pixels=True)
-    data = tags.raw(PIXEL_DATA)
-    if data is None:
-        raise DecodeError(name, "has lost its pixels", REMEDY)
-    if pixels.transfer_syntax in COMPRESSED:
-        return decoder.decode(_codestream(name, data, header), pixels, name)
-    if pixels.transfer_syntax not in NATIVE:
-        raise DecodeError(name, f"uses transfer syntax {pixels.transfer_syntax[:64]}, which is no CT's", REMEDY)
-    width = pixels.allocated // 8
-    length = pixels.rows * pixels.columns * width
-    frame = data[header.frame * length : (header.frame + 1) * length]
-    if len(frame) < length:
-        raise DecodeError(name, "is cut short", REMEDY)
-    order = "<" if pixels.little_endian else ">"
-    return np.frombuffer(frame, dtype=f"{order}u{width}").reshape(pixels.rows, pixels.columns)
 
 
 def _codestream(name: str, data: bytes, header: SliceHeader) -> bytes:

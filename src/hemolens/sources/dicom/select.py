@@ -139,7 +139,7 @@ class Series:
 
     def title(self) -> str:
         """Name the series for people."""
-        text = "".join(c for c in self.first.description if c.isprintable())[:64]
+        text = self.first.description[:64]
         return f'"{text}"' if text else (f"series {self.first.series_number}" if self.first.series_number else self.uid)
 
 

@@ -21,7 +21,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from hemolens.errors import DecodeError
-from hemolens.sources.files import Entry
+from hemolens.sources.files import Entry, printable
 
 MAX_INFLATED_BYTES = 2**29
 """Most bytes that a deflated file (PS3.5 A.5) may unpack to; its header alone to `MAX_INFLATED_HEADER`."""
@@ -71,11 +71,15 @@ class Tags:
         return value.encode() if isinstance(value, str) else None
 
     def texts(self, tag: int) -> tuple[str, ...]:
-        r"""Return a text element split at its backslashes, without padding."""
+        r"""Return a text element split at its backslashes, without padding and on one line."""
         value = self.raw(tag)
         if value is None:
             return ()
-        return tuple(part.strip(" \0\t\r\n") for part in value.decode("latin-1").split("\\"))
+        try:
+            text = value.decode("utf-8")  # nothing else looks like it, so the declared character set need not be asked
+        except UnicodeDecodeError:
+            text = value.decode("latin-1")
+        return tuple(printable(part.strip(" \0\t\r\n")) for part in text.split("\\"))
 
     def text(self, tag: int) -> str:
         """Return the first value of a text element, or an empty string."""
