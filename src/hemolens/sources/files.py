@@ -177,7 +177,7 @@ def zip_entries(path: Path) -> Iterator[tuple[ZipEntry, ...]]:
     except Exception as error:  # a hostile directory raises struct, Unicode, OS and zip errors alike
         raise InputError(path, "is no readable zip file", "Copy or download it again, or unpack it first.") from error
     with archive:
-        members = [m for m in archive.infolist() if not m.is_dir()]
+        members = [m for m in archive.infolist() if not m.filename.endswith("/")]  # is_dir fails on an empty name
         _check_zip(path, members)
         entries = [ZipEntry(_member_name(m), m.file_size, archive, m) for m in members if _is_wanted(m)]
         yield tuple(sorted(entries, key=lambda entry: entry.name))
