@@ -21,7 +21,7 @@ import hemolens.analysis
 from hemolens.cli import analyze as verb
 from hemolens.cli import doctor, exits, models
 from hemolens.cli.main import main
-from hemolens.errors import DecodeError, ModelError, OutputError
+from hemolens.errors import ConfigError, DecodeError, ModelError, OutputError
 from hemolens.geometry import Stack
 from hemolens.inference import predictor, registry
 from hemolens.measurements.findings import Findings, build_findings
@@ -97,7 +97,6 @@ MISSING = QualityNote("slices_missing", Severity.PARTIAL, "1 slice is missing", 
         (["analyze", "scan", "-o", "out", "--window-width", "nan"], "--window-width"),
         (["analyze", "scan", "-o", "out", "--window-level", "inf"], "--window-level"),
         (["analyze", "scan", "-o", "out", "--pixel-spacing", "-1", "--slice-spacing", "5"], "--pixel-spacing"),
-        (["analyze", "scan", "-o", "out", "--pixel-spacing", "0.5"], "go together"),
         (["analyze", "scan", "scan", "-o", "out"], "named twice"),
         (["models", "shw"], "No such command"),
         (["doctor", "now"], "unexpected extra argument"),
@@ -150,6 +149,7 @@ def raising(error: BaseException) -> Callable[[Path], Any]:
     [
         (DecodeError("1.dcm", "cut off", "Copy it again."), exits.FAILED, "hemolens: 1.dcm: cut off. Copy it again."),
         (ModelError("two\nlines"), exits.FAILED, "hemolens: two lines"),
+        (ConfigError("Spacing is for pictures."), exits.WRONG_USAGE, "hemolens: Spacing is for pictures."),
         (OutputError("out: the disk is full."), exits.FAILED, "hemolens: out: the disk is full."),
         (MemoryError(), exits.FAILED, "not enough memory"),
         (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +16,11 @@ from typing import Any
 import pytest
 import typer
 
-from hemolens.cli.main import app
+import hemolens
+from hemolens.cli import exits
+from hemolens.cli.main import app, main
 from hemolens.notes import CODES, Severity
+from samples import make_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -67,14 +72,41 @@ HEMOLENS_LINES = [
 ]
 
 
+ANALYZE_LINES = [(page, line) for page, line in HEMOLENS_LINES if line.startswith("analyze ")]
+
+
 @pytest.mark.parametrize(("page", "line"), HEMOLENS_LINES, ids=lambda v: v if isinstance(v, str) else v.stem)
 def test_command_lines_in_the_pages_are_understood(page: Path, line: str) -> None:
-    """Options and arguments parse; `test_marked_shell_snippets_run` runs those that are marked."""
+    """Options and arguments parse; those that analyze a scan are run below."""
     command, words = typer.main.get_command(app), shlex.split(line)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     with pytest.raises(typer.Exit) if "completion" in line else contextlib.nullcontext():
         command.make_context("hemolens", words)
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small scans under the names that the pages use."""
+    folder = tmp_path_factory.mktemp("samples")
+    make_samples(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+@pytest.mark.parametrize(("page", "line"), ANALYZE_LINES, ids=lambda v: v if isinstance(v, str) else v.stem)
+def test_command_lines_that_analyze_run(
+    page: Path, line: str, samples: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(samples)
+    assert main(shlex.split(line)) in {exits.DONE, exits.PARTIAL}
+    told = capfd.readouterr()
+    assert told.err == ""
+    if "--json" in line:
+        assert json.loads(told.out)["slices"]
+    else:
+        assert "Report: OUT" in told.out
+        shutil.rmtree("OUT")
 
 
 def test_no_option_is_named_that_is_not_there() -> None:
@@ -89,6 +121,16 @@ def test_every_quality_code_is_documented_with_its_meaning() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section(page, "Codes"), re.MULTILINE))
     assert rows == CODES
     assert all(f"| `{severity}` |" in page for severity in Severity)
+
+
+def test_every_public_name_is_documented() -> None:
+    page = (ROOT / "docs/reference/python.md").read_text("utf-8")
+    named = {
+        re.match(r"\w+", entry)[0]
+        for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        for entry in re.findall(r"`(\w[^`]*)`", row)
+    }
+    assert named == set(hemolens.__all__)
 
 
 def test_every_key_of_the_findings_is_documented() -> None:

@@ -97,8 +97,6 @@ def analyze(
     _check_usage(sources, demo=demo, out=out, as_json=as_json)
     numbers = {"--window-width": window_width, "--pixel-spacing": pixel_spacing, "--slice-spacing": slice_spacing}
     _check_numbers(numbers, window_level)
-    if (pixel_spacing is None) != (slice_spacing is None):
-        raise WrongUsage("analyze", "--pixel-spacing and --slice-spacing go together: give both.")
 
     from hemolens.analysis import AnalyzeOptions
     from hemolens.sources.study import ReadOptions

@@ -21,7 +21,7 @@ from hemolens.cli import exits
 from hemolens.cli.analyze import analyze
 from hemolens.cli.doctor import doctor
 from hemolens.cli.models import models
-from hemolens.errors import HemolensError
+from hemolens.errors import ConfigError, HemolensError
 
 HELP = """Find, classify, outline and measure intracranial hemorrhage on head CT.
 
@@ -77,6 +77,9 @@ def main(arguments: Sequence[str]) -> int:
         code = _wrong_usage(error)
     except exits.WrongUsage as error:
         code = _say(f"{error} See 'hemolens {error.verb} --help'.", exits.WRONG_USAGE)
+    except ConfigError as error:  # an option that does not fit the input
+        _trace(debug)
+        code = _say(str(error), exits.WRONG_USAGE)
     except HemolensError as error:
         _trace(debug)
         code = _say(str(error), exits.FAILED)
