@@ -67,7 +67,7 @@ def test_the_mask_is_what_got_brighter() -> None:
     for images, _, painted in many(only("intraparenchymal")):
         change = painted.images[1].astype(float) - images[1]
         mask = painted.labels > 0
-        assert change[mask].mean() > 15
+        assert change[mask].mean() > 8
         assert np.abs(change[~ndimage.binary_dilation(mask, iterations=8)]).max() < 12
 
 
@@ -115,3 +115,16 @@ def test_slices_without_a_closed_skull_are_left_alone() -> None:
 
 def test_every_subtype_has_a_painter() -> None:
     assert len(PAINTERS) == len(SUBTYPE_NAMES)
+
+
+@pytest.mark.parametrize("name", ["epidural", "subdural"])
+def test_blood_along_the_skull_is_as_bright_as_elsewhere(name: str) -> None:
+    """Against the low-passed skull it would vanish: a network trained on that misses every subdural."""
+    gains = []
+    for images, inside, painted in many(only(name)):
+        depth = ndimage.distance_transform_edt(inside)
+        near = (painted.labels > 0) & (depth > 1) & (depth <= 4)
+        if near.sum() > 30:
+            gains.append(float((painted.images[1][near].astype(float) - images[1][near]).mean()))
+    assert len(gains) > 20
+    assert np.median(gains) > 30

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hemolens.labels import SUBTYPE_NAMES
-from hemolens.preprocessing.head import BONE_GRAY
 
 Picture = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Paint = Callable[["Scene", np.random.Generator], "Picture | None"]
 
 
+TISSUE_GRAY = 160
+"""About 55 HU, in bleed-free slices: brighter pixels are in part bone."""
 SMALLEST_INSIDE = 0.2
 """Share of the crop below which the inside of the skull is not reliably told (skull base, vertex)."""
 
@@ -132,10 +133,22 @@ def _blend(
     for channel, strength in ((0, reach[0]), (1, 1.0), (2, reach[1])):
         slab = canvas[channel][box]
         w = weight if channel == 1 else _neighbor(weight, strength, rng)
-        low = ndimage.gaussian_filter(slab, 1.5)
+        low, room = _tissue(slab, scene.brain_gray)
         if edema:
             slab -= ndimage.gaussian_filter(_grow(w, width), 1.5) * (1 - w) * inside * darker
-        slab += w * (slab < BONE_GRAY) * (target - low)
+        slab += w * room * (target - low)
+
+
+def _tissue(slab: Picture, brain_gray: float) -> tuple[Picture, Picture]:
+    """Return the low-passed tissue beside bone, without the bone's own brightness, and how much of each pixel is tissue.
+
+    A plain low-pass is bright along the skull, and blood painted against it there would come out as dark as brain.
+    """
+    soft = (slab < TISSUE_GRAY).astype(np.float32)
+    amount = ndimage.gaussian_filter(soft, 1.5)
+    low = np.where(amount > 0.05, ndimage.gaussian_filter(slab * soft, 1.5) / np.maximum(amount, 0.05), brain_gray)
+    room = np.clip((255 - slab) / (255 - TISSUE_GRAY), 0, 1)
+    return np.asarray(low, dtype=np.float32), np.asarray(room, dtype=np.float32)
 
 
 def _box(weight: Picture, margin: int) -> tuple[slice, slice]:
@@ -169,7 +182,7 @@ def _epidural(scene: Scene, rng: np.random.Generator) -> Picture | None:
     if rim is None:
         return None
     inward = _inward(scene, rim)
-    along, across = rng.uniform(7, 32), rng.uniform(3, 16)
+    along, across = rng.uniform(7, 34), rng.uniform(3, 20)
     y, x = np.ogrid[: scene.inside.shape[0], : scene.inside.shape[1]]
     dy, dx = y - rim[0], x - rim[1]
     u = dy * inward[0] + dx * inward[1]
@@ -187,7 +200,7 @@ def _subdural(scene: Scene, rng: np.random.Generator) -> Picture | None:
     middle, half = rng.uniform(-np.pi, np.pi), np.radians(rng.uniform(18, 80))
     away = np.abs((angle - middle + np.pi) % (2 * np.pi) - np.pi) / half
     profile = np.clip(1 - away**2, 0, 1) ** rng.uniform(0.4, 1.0)
-    thickness = profile * float(np.exp(rng.uniform(np.log(2.0), np.log(16))))
+    thickness = profile * float(np.exp(rng.uniform(np.log(2.5), np.log(22))))
     thickness = thickness * (1 + 0.15 * _noise(scene.inside.shape, rng, 12))
     if rng.random() < 0.15:  # along the falx
         return _soften(_falx_band(scene, rng), rng)
