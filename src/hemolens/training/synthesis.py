@@ -140,7 +140,7 @@ def _blend(
 
 
 def _tissue(slab: Picture, brain_gray: float) -> tuple[Picture, Picture]:
-    """Return the low-passed tissue beside bone, without the bone's own brightness, and how much of each pixel is tissue.
+    """Return the low-passed tissue without the brightness of bone beside it, and how much of each pixel is tissue.
 
     A plain low-pass is bright along the skull, and blood painted against it there would come out as dark as brain.
     """
