@@ -21,7 +21,7 @@ from hemolens.models.effunet2d import EffUNetConfig  # noqa: E402
 from hemolens.preprocessing.pipeline import PreprocessConfig  # noqa: E402
 from hemolens.training.augment import augment  # noqa: E402
 from hemolens.training.config import MixConfig, OptimizerConfig, TrainConfig  # noqa: E402
-from hemolens.training.data import KINDS, Mixture, Sample, load_ct_ich, load_phe_sich  # noqa: E402
+from hemolens.training.data import KINDS, UNKNOWN_SUBTYPE, Mixture, Sample, load_ct_ich, load_phe_sich  # noqa: E402
 from hemolens.training.loop import schedule, train  # noqa: E402
 
 TINY = TrainConfig(
@@ -43,7 +43,7 @@ def samples() -> list[Sample]:
     pseudo[[0, 4]] = 1
     labels = np.zeros((224, 224), np.uint8)
     marked = labels.copy()
-    marked[100:120, 140:160] = 4
+    marked[100:120, 140:160] = UNKNOWN_SUBTYPE
     return [
         Sample(images, inside, clean, labels, "ct_ich/001"),
         Sample(images, inside, bleeding, None, "ct_ich/002"),
@@ -172,3 +172,4 @@ def test_real_phe_sich_slices_come_with_pseudo_masks(data: Path) -> None:
     for sample in found:
         assert sample.labels is not None
         assert sample.labels.any() == (sample.findings[0] == 1)
+        assert set(np.unique(sample.labels)) <= {0, UNKNOWN_SUBTYPE}

@@ -63,7 +63,11 @@ def load_ct_ich(root: Path, patients: set[str], config: PreprocessConfig) -> lis
 
 
 def load_phe_sich(root: Path, patients: set[str], config: PreprocessConfig) -> list[Sample]:
-    """Return the slices of the named PHE-SICH patients whose truth is usable; ``unsure`` ones are left out."""
+    """Return the slices of the named PHE-SICH patients whose truth is usable; ``unsure`` ones are left out.
+
+    The pixels of a pseudo-mask have no known subtype: such bleeds often break into the ventricles. Taken as
+    intraparenchymal, they taught the network that all real blood is, and only synthetic blood is anything else.
+    """
     by_patient: dict[str, list[phe_sich.PheSlice]] = {}
     for row in phe_sich.read_slices(root):
         by_patient.setdefault(row.patient, []).append(row)
@@ -82,7 +86,7 @@ def load_phe_sich(root: Path, patients: set[str], config: PreprocessConfig) -> l
             if row.blood == "pseudo":
                 findings[[0, 4]] = 1.0
                 mask = crop.extract(phe_sich.read_pseudo_mask(root, row)) > 0.5
-                labels[mask] = 4
+                labels[mask] = UNKNOWN_SUBTYPE
             else:
                 findings[:] = 0.0
             images = _triple(crops, k, numbers)
