@@ -220,8 +220,8 @@ def test_found_stands_beside_true() -> None:
         true,
     )
     compared = compare(label_map, findings.lesions, known)
-    assert [pair.found.subtype if pair.found else None for pair in compared.pairs] == [
-        "intraparenchymal", "intraventricular", None, "subdural",
+    assert [[lesion.subtype for lesion in pair.found] for pair in compared.pairs] == [
+        ["intraparenchymal"], ["intraventricular"], [], ["subdural"],
     ]  # fmt: skip
     assert compared.pairs[0].covered == 1
     assert compared.pairs[0].distance_mm == pytest.approx(0)
@@ -243,8 +243,24 @@ def test_two_true_lesions_that_were_found_as_one_both_count_as_found() -> None:
         (Known("intraparenchymal", 17.0, (25, -1, 0)), Known("intraventricular", 2.0, (9, -1, 0))), labels
     )
     pairs = compare(label_map, findings.lesions, truth).pairs
-    assert [p.found.id for p in pairs[:2]] == [1, 1]
-    assert [p.covered for p in pairs[:2]] == [1, 1]
+    assert [(p.found[0].id, p.shared, p.covered) for p in pairs[:2]] == [(1, False, 1), (1, True, 1)]
+    text = Page(render_html(label_map, findings, truth)).text
+    assert "part of 1 intraparenchymal" in text
+
+
+def test_the_pieces_of_a_true_lesion_are_counted_together() -> None:
+    volume, labels = bleeding_head()
+    whole = np.zeros_like(labels)
+    whole[10:24, 60:70, 80:90] = 2
+    pieces = whole.copy()
+    pieces[14:20] = 0
+    _, label_map, findings = analyzed(volume, pieces)
+    truth = KnownLesions((Known("subdural", 28.0, (42, 2, 0)),), whole)
+    (pair,) = compare(label_map, findings.lesions, truth).pairs
+    assert [lesion.id for lesion in pair.found] == [1, 2]
+    assert pair.found_ml == pytest.approx(8 * 100 * 0.02)
+    assert pair.covered == pytest.approx(8 / 14)
+    assert pair.distance_mm < 3
 
 
 def test_nothing_found_and_nothing_there_has_no_dice() -> None:

@@ -76,7 +76,7 @@ def _show_truth(console: Console, result: Result, truth: Truth) -> None:
         table.add_column(name, justify="left" if name in {"true subtype", "found as"} else "right")
     for pair in comparison.pairs:
         true = (TITLES[pair.true.subtype], format_amount(pair.true.volume_ml, "ml")) if pair.true else ("none", "-")
-        found = (format_amount(pair.found.size, "ml"), TITLES[pair.found.subtype]) if pair.found else ("-", "missed")
+        found = (format_amount(pair.found_ml, "ml"), TITLES[pair.found[0].subtype]) if pair.found else ("-", "missed")
         table.add_row(*true, *found, "-" if pair.covered is None else f"{pair.covered:.0%}")
     total = format_amount(result.findings.total.size, "ml")
     table.add_row("total", format_amount(comparison.true_ml, "ml"), total, "", "")

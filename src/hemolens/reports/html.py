@@ -185,18 +185,18 @@ def _truth(comparison: Comparison, findings: Findings) -> dict[str, Any]:
 def _truth_row(pair: Pair) -> dict[str, Any]:
     true, found = pair.true, pair.found
     difference = ""
-    if true is not None and found is not None and found.volume_ml is not None:
-        change = found.volume_ml - true.volume_ml
+    if true is not None and found and not pair.shared:
+        change = pair.found_ml - true.volume_ml
         difference = f"{change:+.1f} ml ({100 * change / true.volume_ml:+.0f} %)"
     return {
         "true": SUBTYPE_OF[true.subtype] if true is not None else None,
         "true_ml": format_amount(true.volume_ml, "ml") if true is not None else "",
-        "found": SUBTYPE_OF[found.subtype] if found is not None else None,
-        "number": found.id if found is not None else "",
-        "found_ml": format_amount(found.volume_ml, "ml") if found is not None and found.volume_ml is not None else "",
+        "found": SUBTYPE_OF[found[0].subtype] if found else None,
+        "numbers": ("part of " if pair.shared else "") + ", ".join(str(lesion.id) for lesion in found),
+        "found_ml": format_amount(pair.found_ml, "ml") if found and not pair.shared else "",
         "difference": difference,
         "covered": "" if pair.covered is None else f"{100 * pair.covered:.0f} %",
-        "distance": "" if pair.distance_mm is None else f"{pair.distance_mm:.1f} mm",
+        "distance": "" if pair.distance_mm is None or pair.shared else f"{pair.distance_mm:.1f} mm",
     }
 
 

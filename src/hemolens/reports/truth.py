@@ -44,14 +44,23 @@ class Truth(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """A true lesion and the found one that covers most of it, or one of the two alone."""
+    """A true lesion and what was found of it, or one of the two alone."""
 
     true: TrueLesion | None
-    found: Lesion | None
+    found: tuple[Lesion, ...]
+    """Every found lesion that lies mostly in this true one, largest first; where there is none, the one that covers
+    most of it though it lies mostly in another."""
+    shared: bool = False
+    """Whether `found` lies mostly in another true lesion: the two were found as one."""
     distance_mm: float | None = None
-    """Between the two centroids."""
+    """Between the true centroid and that of `found`."""
     covered: float | None = None
     """Share of the true lesion's voxels that are outlined, by whichever lesion."""
+
+    @property
+    def found_ml(self) -> float:
+        """Volume of `found` together."""
+        return sum(lesion.size for lesion in self.found)
 
 
 @dataclass(frozen=True)
@@ -79,20 +88,29 @@ def compare(label_map: LabelMap, lesions: Sequence[Lesion], truth: Truth) -> Com
             label_map.volume.source.path_or_uid, "has no geometry to compare with the truth", "Leave the truth out."
         )
     found_numbers, regions = number_lesions(label_map), _regions(true_map, truth)
-    pairs = []
-    for number, true in enumerate(truth.lesions, start=1):
-        region = regions == number
-        hits = np.bincount(found_numbers[region], minlength=len(lesions) + 1)
-        size = int(hits.sum())
-        best = int(hits[1:].argmax()) if hits[1:].any() else None
-        found = None if best is None else lesions[best]
-        distance = None
-        if found is not None and found.centroid_mm is not None:
-            distance = float(np.linalg.norm(np.subtract(true.centroid_mm, found.centroid_mm)))
-        pairs.append(Pair(true, found, distance, float(hits[1:].sum() / size) if size else None))
-    touching = set(np.unique(found_numbers[true_map.labels > 0]))
-    pairs += [Pair(None, lesion) for lesion in lesions if lesion.id not in touching]
+    # overlaps[t, f]: voxels of true lesion t (0: none) in found lesion f (0: not outlined).
+    overlaps = np.zeros((len(truth.lesions) + 1, len(lesions) + 1), dtype=np.int64)
+    np.add.at(overlaps, (regions.ravel(), found_numbers.ravel()), 1)
+    owners = overlaps[1:, 1:].argmax(axis=0) if truth.lesions else np.zeros(len(lesions), dtype=np.int64)
+    touching = np.asarray(overlaps[1:, 1:].any(axis=0))
+    pairs = [
+        _pair(true, overlaps[t + 1], [f for f in range(len(lesions)) if touching[f] and owners[f] == t], lesions)
+        for t, true in enumerate(truth.lesions)
+    ]
+    pairs += [Pair(None, (lesion,)) for f, lesion in enumerate(lesions) if not touching[f]]
     return Comparison(tuple(pairs), sum(t.volume_ml for t in truth.lesions), _dice(label_map, true_map))
+
+
+def _pair(true: TrueLesion, overlap: NDArray[np.int64], own: list[int], lesions: Sequence[Lesion]) -> Pair:
+    size, hits = int(overlap.sum()), overlap[1:]
+    shared = not own and bool(hits.any())
+    found = tuple(lesions[f] for f in ([int(hits.argmax())] if shared else own))
+    distance = None
+    centers = [(lesion.centroid_mm, lesion.size) for lesion in found if lesion.centroid_mm is not None]
+    if centers:
+        center = np.average([c for c, _ in centers], axis=0, weights=[w for _, w in centers])
+        distance = float(np.linalg.norm(center - true.centroid_mm))
+    return Pair(true, found, shared, distance, float(hits.sum() / size) if size else None)
 
 
 def _regions(true_map: LabelMap, truth: Truth) -> NDArray[np.int64]:
