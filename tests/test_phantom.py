@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from phantom import AXES, BLOOD_HU, ORIENTATIONS, Ellipsoid, rotation_about, sample
 
 from hemolens.geometry import Stack
+from phantom import AXES, BLOOD_HU, ORIENTATIONS, Ellipsoid, rotation_about, sample
 
 TURN = rotation_about((1, 2, -1), 40.0)
 LESION = Ellipsoid((3.0, -2.0, 5.0), (8.0, 5.0, 11.0), tuple(map(tuple, TURN)), subtype=2)
