@@ -2,8 +2,8 @@
 
 Indices are ``(slice, row, column)``; millimeters are ``(x, y, z)`` in the DICOM patient coordinate system (LPS:
 x to the patient's left, y to the back, z to the head; PS3.3 C.7.6.2.1.1). Index 0 is the *center* of the first
-voxel. Slices of one stack are parallel, but each has a position, in-plane directions and a spacing of its own, so that gantry tilt
-and uneven spacing are told exactly; a single affine cannot.
+voxel. Slices of one stack are parallel, but each has a position, in-plane directions and a spacing of its own, so that
+gantry tilt and uneven spacing are told exactly; a single affine cannot.
 """
 
 from __future__ import annotations
@@ -245,7 +245,9 @@ class Stack:
         k = self._slice_at(p @ self.normal)
         position, along_rows, along_columns = self._pose_at(k)
         rest = p - position
-        rr, cc, rc = ((a * b).sum(-1) for a, b in ((along_rows,) * 2, (along_columns,) * 2, (along_rows, along_columns)))
+        rr, cc, rc = (
+            (a * b).sum(-1) for a, b in ((along_rows,) * 2, (along_columns,) * 2, (along_rows, along_columns))
+        )
         pr, pc = (rest * along_rows).sum(-1), (rest * along_columns).sum(-1)
         determinant = rr * cc - rc**2
         return np.stack([k, (pr * cc - pc * rc) / determinant, (pc * rr - pr * rc) / determinant], axis=-1)
