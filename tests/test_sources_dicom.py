@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
@@ -35,6 +37,7 @@ from hemolens.errors import DecodeError, GeometryError, HemolensError, InputErro
 from hemolens.geometry import unit
 from hemolens.notes import Severity, is_partial
 from hemolens.sources.dicom import decode as decode_module
+from hemolens.sources.dicom import tags as tags_module
 from hemolens.sources.dicom.decode import to_hounsfield
 from hemolens.sources.dicom.header import PixelFormat
 from hemolens.sources.dicom.stacks import find_gaps, is_uneven
@@ -538,9 +541,7 @@ def test_a_codestream_of_another_size_never_reaches_a_decoder(tmp_path: Path) ->
         read_volume(path)
 
 
-def test_a_deflated_bomb_is_bounded(tmp_path: Path) -> None:
-    import zlib
-
+def test_a_deflated_bomb_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = df.write_series(tmp_path, df.Series(slices=1, syntax=DeflatedExplicitVRLittleEndian))[0]
     raw = path.read_bytes()
     end = 144 + int.from_bytes(raw[140:144], "little")
@@ -548,8 +549,18 @@ def test_a_deflated_bomb_is_bounded(tmp_path: Path) -> None:
     element = b"\x09\x00\x10\x00OB\0\0" + (2**31 - 2).to_bytes(4, "little")
     bomb = packer.compress(element) + b"".join(packer.compress(bytes(2**20)) for _ in range(64)) + packer.flush()
     path.write_bytes(raw[:end] + bomb)
+    unpacked: list[int] = []
+    inflate = tags_module.inflated
+
+    def measured(stream: BinaryIO, limit: int) -> BinaryIO:
+        out = inflate(stream, limit)
+        unpacked.append(len(out.getvalue()))
+        return out
+
+    monkeypatch.setattr(tags_module, "inflated", measured)
     with pytest.raises(DecodeError):
         read_volume(path)
+    assert end < max(unpacked) <= tags_module.MAX_INFLATED_HEADER + end
 
 
 def test_a_giant_image_is_refused_before_it_is_allocated(tmp_path: Path) -> None:
@@ -579,6 +590,19 @@ def test_files_without_preamble_suffix_or_valid_uids(tmp_path: Path) -> None:
         volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.hu, expected_hu(series))
     assert volume.source.series_uid == "ID_12ab"
+
+
+@pytest.mark.parametrize("cut", [0.995, 0.6, 0.2])
+def test_damage_is_told_in_notes_and_not_by_pydicoms_warnings(tmp_path: Path, cut: float) -> None:
+    paths = df.write_series(tmp_path, df.Series(slices=3, stored=16))
+    df.transcode(paths[1], RLELossless)  # a frame of unknown length, whose end is looked for
+    raw = paths[1].read_bytes()
+    paths[1].write_bytes(raw[: int(cut * len(raw))])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        volume = read_volume(tmp_path)
+    assert [str(warning.message) for warning in seen] == []
+    assert codes(volume)["slices_unreadable"] is Severity.PARTIAL
 
 
 def test_warning_filters_are_left_as_they_were(tmp_path: Path) -> None:

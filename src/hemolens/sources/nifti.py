@@ -280,10 +280,6 @@ def _axes_and_flips(affine_lps: NDArray[np.float64]) -> tuple[tuple[int, int, in
     orientation = orientations.io_orientation(affine_lps)
     order = [int(np.flatnonzero(orientation[:, 0] == direction)[0]) for direction in (2, 1, 0)]
     flips = [bool(orientation[axis, 1] < 0) for axis in order]
-    vectors = affine_lps[:3, order].T * np.where(flips, -1.0, 1.0)[:, None]
-    if np.linalg.det(vectors[::-1]) < 0:
-        # Far off every axis the nearest ones can make a left-handed set; slices must rise along row x column.
-        flips[0] = not flips[0]
     return (order[0], order[1], order[2]), (flips[0], flips[1], flips[2])
 
 

@@ -158,7 +158,7 @@ def read_tags(entry: Entry, tags: Sequence[int], pixels: bool = False) -> tuple[
     try:
         with entry.open() as stream:
             dataset = pydicom.dcmread(
-                _inflated(stream, MAX_INFLATED_BYTES if pixels else MAX_INFLATED_HEADER),
+                inflated(stream, MAX_INFLATED_BYTES if pixels else MAX_INFLATED_HEADER),
                 stop_before_pixels=not pixels,
                 force=True,
                 specific_tags=list(tags),
@@ -170,7 +170,7 @@ def read_tags(entry: Entry, tags: Sequence[int], pixels: bool = False) -> tuple[
         raise DecodeError(entry.name, "is damaged or no DICOM file", REMEDY_DAMAGED) from error
 
 
-def _inflated(stream: BinaryIO, limit: int) -> BinaryIO:
+def inflated(stream: BinaryIO, limit: int) -> BinaryIO:
     """Return `stream`, or its contents unpacked (at most `limit` bytes) if the dataset is deflated.
 
     pydicom would unpack without a bound; a deflated file of 1 MB can hold a gigabyte of zeros.
