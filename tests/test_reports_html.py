@@ -229,6 +229,8 @@ def test_found_stands_beside_true() -> None:
     assert compared.pairs[3].true is None
     a, b = label_map.labels > 0, true > 0
     assert compared.dice == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    assert 'class="true"' not in render_html(label_map, findings)
+    assert 'class="true"' in render_html(label_map, findings, known)
     text = Page(render_html(label_map, findings, known)).text
     assert "Found against true" in text
     assert "True volume 25.0 ml" in text

@@ -103,6 +103,8 @@ class SlicePicture:
     height: int
     view: View
     outlines: tuple[Outline, ...]
+    true_path: str = ""
+    """SVG path data around true blood, where it is known."""
 
 
 class Illustrator:
@@ -116,15 +118,24 @@ class Illustrator:
         Named in the outlines.
     window
         Default: `BLOOD_WINDOW`, or for 8-bit images the window that they came in.
+    truth
+        True label map, to be outlined as well; uint8, shape of the scan.
     """
 
-    def __init__(self, label_map: LabelMap, lesions: tuple[Lesion, ...], window: DisplayWindow | None = None) -> None:
+    def __init__(
+        self,
+        label_map: LabelMap,
+        lesions: tuple[Lesion, ...],
+        window: DisplayWindow | None = None,
+        truth: NDArray[np.uint8] | None = None,
+    ) -> None:
         self.volume = label_map.volume
         self.window = window or self.volume.source.window or BLOOD_WINDOW
         self.lesions = lesions
         self.numbers = number_lesions(label_map)
         """The lesion of each voxel, as `number_lesions`."""
         self._labels = label_map.labels
+        self._truth = truth
         self._views = [View.of(self.volume.stack, k) for k in range(len(self.volume))]
         self._crop = self._find_crop()
 
@@ -137,7 +148,11 @@ class Illustrator:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=JPEG_QUALITY)
         scale = (width / gray.shape[1], height / gray.shape[0])
-        return SlicePicture(index, buffer.getvalue(), width, height, view, self._outlines(index, scale))
+        true_path = ""
+        if self._truth is not None and self._truth[index].any():
+            true_mask = np.asarray(view.turn(self._truth[index] > 0)[self._crop], dtype=bool)
+            true_path = _trace(true_mask, scale)[0] if true_mask.any() else ""
+        return SlicePicture(index, buffer.getvalue(), width, height, view, self._outlines(index, scale), true_path)
 
     def _outlines(self, index: int, scale: tuple[float, float]) -> tuple[Outline, ...]:
         if not self.numbers[index].any():

@@ -49,7 +49,8 @@ def render_html(label_map: LabelMap, findings: Findings, truth: Truth | None = N
         Known lesions to set beside the found ones.
     """
     volume = label_map.volume
-    illustrator = Illustrator(label_map, findings.lesions)
+    comparison = None if truth is None else compare(label_map, findings.lesions, truth)
+    illustrator = Illustrator(label_map, findings.lesions, truth=None if truth is None else truth.labels())
     order = _upward(volume)
     scores = np.array([s.probability["any"] for s in findings.slices])
     key = key_slices(illustrator.numbers, findings.lesions, scores)
@@ -68,7 +69,7 @@ def render_html(label_map: LabelMap, findings: Findings, truth: Truth | None = N
         montage=[_picture(illustrator.picture(k, MONTAGE_HEIGHT), findings, 15) for k in tiles],
         montage_told=_montage_told(len(tiles), len(order)),
         display=_display(volume, illustrator),
-        truth=_truth(compare(label_map, findings.lesions, truth), findings) if truth is not None else None,
+        truth=_truth(comparison, findings) if comparison is not None else None,
         **_told(findings),
         scan=_scan(findings, volume),
         made=_made(findings, volume),
@@ -215,6 +216,7 @@ def _picture(picture: SlicePicture, findings: Findings, letter: int) -> dict[str
         "width": picture.width,
         "height": picture.height,
         "outlines": picture.outlines,
+        "true_path": picture.true_path,
         "left": picture.view.left,
         "right": picture.view.right,
         "letter": letter,
@@ -263,7 +265,9 @@ def _made(findings: Findings, volume: Volume) -> list[dict[str, Any]]:
     entries: list[tuple[str, str, bool]] = [
         ("Input", given.path_or_uid, True),
         ("Image window", window, False),
-        ("Model", model.name, False),
+        ("Model", ": ".join([model.name, *_card_lines(model.card, "title")]), False),
+        ("Known limits", " ".join(_card_lines(model.card, "limits")), False),
+        ("License", " ".join(_card_lines(model.card, "license")), False),
         ("Model file (SHA-256)", model.sha256, True),
         ("Decision", f"positive at a probability of {study.threshold:.2f} or more", False),
         ("Software", f"hemolens {findings.hemolens_version}, findings schema {findings.schema_version}", False),
@@ -271,6 +275,13 @@ def _made(findings: Findings, volume: Volume) -> list[dict[str, Any]]:
         ("Coordinates", "millimeters, DICOM patient system (L, P, S)" if volume.stack is not None else "", False),
     ]
     return [{"name": name, "value": value, "mono": mono} for name, value, mono in entries if value]
+
+
+def _card_lines(card: dict[str, Any], key: str) -> list[str]:
+    """Return what a model card says under `key`: one text, several, or nothing."""
+    value = card.get(key)
+    lines = value if isinstance(value, list) else [value]
+    return [_sentence(line) if key == "limits" else line for line in lines if isinstance(line, str)]
 
 
 def _upward(volume: Volume) -> list[int]:
