@@ -17,7 +17,7 @@ from hemolens.sources.study import ReadOptions, read_volume
 from hemolens.volume import Volume
 
 HEAD = df.Series(slices=20, rows=16, columns=16, spacing_mm=(14.0, 14.0))
-THIN = replace(HEAD, offsets_mm=tuple(0.625 * k for k in range(150)), slices=150)
+THIN = replace(HEAD, offsets_mm=tuple(1.25 * k for k in range(77)), slices=77)
 
 
 def note(volume: Volume, code: str) -> str:
@@ -52,7 +52,7 @@ RIVALS = [
     ("cervical spine", HEAD, replace(HEAD, description="C-Spine 2mm"), "another part of the body"),
     ("chest by its field", HEAD, replace(HEAD, spacing_mm=(30.0, 30.0)), "field of view"),
     ("yesterday", HEAD, replace(HEAD, study="1.2.3.0", extra={"StudyDate": "20260101"}), "an earlier study"),
-    ("thin slices", HEAD, replace(THIN, slices=150), "unusual distance"),
+    ("thin slices", HEAD, THIN, "unusual distance"),
     ("reformat", HEAD, replace(HEAD, image_type=("DERIVED", "SECONDARY", "AXIAL")), "derived"),
     ("fewer slices", HEAD, replace(HEAD, slices=18, offsets_mm=tuple(5.6 * k for k in range(18))), "fewer slices"),
 ]  # fmt: skip
