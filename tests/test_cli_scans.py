@@ -378,7 +378,9 @@ def test_interruption_is_one_line_and_leaves_nothing(how: signal.Signals, tmp_pa
     """Standard error is a terminal here, so progress shows when the work has begun."""
     ours, theirs = pty.openpty()
     command = [*COMMAND, "--demo", "-o", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL, start_new_session=True
+    )
     os.close(theirs)
     shown = io.BytesIO()
     deadline = time.monotonic() + 120
@@ -390,7 +392,10 @@ def test_interruption_is_one_line_and_leaves_nothing(how: signal.Signals, tmp_pa
             except OSError:  # the other end is closed
                 break
         if not sent and b"Reading" in shown.getvalue():
-            process.send_signal(how)
+            if how is signal.SIGINT:
+                os.killpg(process.pid, how)  # a terminal tells the whole group, decoders too
+            else:
+                process.send_signal(how)
             sent = True
     os.close(ours)
     output, _ = process.communicate(timeout=60)
