@@ -3,7 +3,7 @@
 
 VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
-PIP := $(PYTHON_IN) -m pip install --quiet --disable-pip-version-check --no-input
+PIP := $(PYTHON_IN) -m pip install --quiet --quiet --disable-pip-version-check --no-input
 OUT ?= hemolens-demo
 WORKERS ?= 2
 ARGS ?=

@@ -63,8 +63,8 @@ def test_the_demo_shows_found_against_true(tmp_path: Path) -> None:
     assert "found against true" in done.stdout
     assert f"{demo_truth().total_ml:.1f} ml" in done.stdout
     assert done.stdout.splitlines()[-2:] == [
-        f"Report: {Path('hemolens-demo') / 'report.html'}",
         "Research use only. Not a medical device.",
+        f"Report: {Path('hemolens-demo') / 'report.html'}",
     ]
     mask = nib.load(tmp_path / "hemolens-demo" / "mask.nii.gz")
     assert sorted(mask.shape) == sorted(demo_truth().labels().shape)

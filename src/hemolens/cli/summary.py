@@ -31,9 +31,9 @@ def show(result: Result, files: Mapping[str, Path], *, title: str | None = None,
         _show_truth(console, result, truth)
     for note in findings.quality:
         _line(console, f"{note.severity}: {note.message} [{note.code}]")
+    _line(console, NOTICE)
     if "report" in files:
         _line(console, f"Report: {files['report']}")
-    _line(console, NOTICE)
 
 
 def slice_range(slices: Sequence[int]) -> str:
