@@ -156,6 +156,16 @@ def test_specks_of_another_subtype_take_that_of_their_surroundings() -> None:
     assert set(np.unique(label_map.labels)) == {0, 4}
 
 
+def test_a_part_that_is_large_but_small_against_its_region_is_not_split_off() -> None:
+    """Two milliliters of doubt in a bleed of forty."""
+    labels = np.zeros((6, 100, 100), np.uint8)
+    labels[1:5, 10:60, 10:50] = 4
+    labels[2, 20:40, 50:70] = 5
+    assert np.count_nonzero(labels == 5) * 0.005 > SPLIT_ML
+    _, lesions = find_lesions(volume_of(labels.shape, grid(6)), predict(labels))
+    assert [lesion.subtype for lesion in lesions] == ["intraparenchymal"]
+
+
 def test_a_region_without_a_substantial_part_goes_by_majority() -> None:
     labels = np.zeros((3, 40, 40), np.uint8)
     labels[1, 10:16, 10:20] = 2
