@@ -306,6 +306,9 @@ def test_outline_of_a_card() -> None:
             "faint blood in the cisterns is missed too" * 2,
         ],
         "steps": [],
+        "all": [
+            {"on": "B", "metric": "Dice", "value": 0.5, "low": 0.4, "high": None, "n": 9, "unit": "slices", "x": 1}
+        ],
     }
     assert list(models.outline(card)) == [
         "name: net",
@@ -321,6 +324,8 @@ def test_outline_of_a_card() -> None:
         "  - thin subdural blood is missed more often than not",
         f"  - {'faint blood in the cisterns is missed too' * 2}",
         "steps: ",
+        "all:",
+        "  - B: Dice: 0.5 (0.4 to -; 9 slices)",
     ]
 
 

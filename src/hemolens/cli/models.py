@@ -23,14 +23,14 @@ def list_names(as_json: AsJson = False, debug: Debug = False) -> None:
     from hemolens.inference.registry import list_models
 
     rows = [
-        {"name": model.name, "summary": str(model.card.get("summary", "")), "sha256": model.sha256}
+        {"name": model.name, "title": str(model.card.get("title", "")), "sha256": model.sha256}
         for model in list_models()
     ]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     for number, row in enumerate(rows):
-        print("  ".join([row["name"], row["sha256"][:12], row["summary"], "(default)" if number == 0 else ""]).rstrip())
+        print("  ".join([row["name"], row["sha256"][:12], row["title"], "(default)" if number == 0 else ""]).rstrip())
 
 
 @models.command()
@@ -68,6 +68,11 @@ def outline(card: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 def _item(item: Any, indent: str) -> Iterator[str]:
     if not isinstance(item, Mapping):
         yield f"{indent}- {_plain(item)}"
+        return
+    if {"on", "metric", "value", "low", "high", "n", "unit"} <= item.keys():
+        interval = f"{_plain(item['low'])} to {_plain(item['high'])}"
+        measured = f"{_plain(item['value'])} ({interval}; {item['n']} {item['unit']})"
+        yield f"{indent}- {item['on']}: {item['metric']}: {measured}"
         return
     lines = list(outline(item, indent + "  "))
     yield f"{indent}- {lines[0].strip()}" if lines else f"{indent}-"
