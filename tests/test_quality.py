@@ -15,6 +15,7 @@ from hemolens.measurements.quality import (
     METAL_HU,
     MIN_SLICES,
     THICK_MM,
+    VESSEL_ML,
     assess,
 )
 from hemolens.measurements.survey import Survey
@@ -243,8 +244,9 @@ def test_contrast_in_vessels_is_suspected_and_calcification_is_not(fine: Volume)
     assert "contrast_suspected" in codes(painted(fine, vessels(fine), 220))
     assert "contrast_suspected" not in codes(painted(fine, vessels(fine), 90))
     plexus = np.zeros(fine.shape, bool)
-    for k in (16, 17, 18):
+    for k in range(16, 22):
         plexus[k, 120:128, 100:108] = plexus[k, 120:128, 150:158] = True
+    assert plexus.sum() * 0.005 > VESSEL_ML
     assert "contrast_suspected" not in codes(painted(fine, plexus, 300))
 
 
