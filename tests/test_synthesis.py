@@ -68,7 +68,8 @@ def test_the_mask_is_what_got_brighter() -> None:
         change = painted.images[1].astype(float) - images[1]
         mask = painted.labels > 0
         assert change[mask].mean() > 8
-        assert np.abs(change[~ndimage.binary_dilation(mask, iterations=8)]).max() < 12
+        far = np.abs(change[~ndimage.binary_dilation(mask, iterations=8)])
+        assert np.percentile(far, 99.9) < 5  # specks of half a weight may lie apart, no bleed may
 
 
 def test_the_noise_of_the_scan_stays() -> None:

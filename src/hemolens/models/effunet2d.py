@@ -24,7 +24,7 @@ class EffUNetConfig:
     imagenet: bool = True
     """Start from ImageNet weights."""
     frozen_stages: int = 3
-    """The stem and this many first stages keep their weights."""
+    """The stem and this many first stages keep their weights; 0 lets all of them learn."""
 
     def __post_init__(self) -> None:
         if len(self.decoder_channels) != len(FEATURE_CHANNELS) - 1:
@@ -75,8 +75,9 @@ class EffUNet2d(nn.Module):
 
     def freeze(self) -> None:
         """Keep the stem, the first stages and the running statistics of the encoder's batch normalization."""
-        for part in (self.encoder.stem, *self.encoder.stages[: self.config.frozen_stages]):
-            part.requires_grad_(False)
+        if self.config.frozen_stages:
+            for part in (self.encoder.stem, *self.encoder.stages[: self.config.frozen_stages]):
+                part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> EffUNet2d:
         """Switch to training, except the encoder's batch normalization, whose statistics stay ImageNet's."""

@@ -72,6 +72,8 @@ def train(
     for step in range(done, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * schedule(step, config)
+        # Dropout and augmentation hang on the step alone, so that a run that was cut off goes on as if it was not.
+        torch.manual_seed(config.seed * 1_000_003 + step)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         batch = augment({k: v.to(device) for k, v in next(batches).items()}, generator)
         mask, slices = network(batch["images"].contiguous(memory_format=torch.channels_last))
