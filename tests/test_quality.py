@@ -203,11 +203,14 @@ def test_a_head_that_the_border_cuts_is_told(head: Volume, images: bool) -> None
     assert 0 not in cut.slices
 
 
-def test_a_head_that_the_scanners_circle_cuts_is_told(head: Volume) -> None:
-    small = head.hu[:, 19:109, 19:109].copy()
-    y, x = np.indices(small.shape[1:]) - 44.5
-    small[:, np.hypot(y, x) > 45] = -1000
-    assert "cropped_head" in codes(replace(head, hu=small))
+def test_a_head_that_the_scanners_circle_cuts_is_told() -> None:
+    """Far off center, toward a corner: away from every border, yet beyond the circle that is reconstructed."""
+    head = phantom_head(scale=0.75)
+    aside = np.roll(head.hu, (-25, -25), axis=(1, 2))
+    assert "cropped_head" not in codes(replace(head, hu=aside))
+    y, x = np.indices(aside.shape[1:]) - 63.5
+    aside[:, np.hypot(y, x) > 64] = -1000
+    assert "cropped_head" in codes(replace(head, hu=aside))
 
 
 def test_a_missing_top_or_base_is_told_in_either_order(head: Volume) -> None:
