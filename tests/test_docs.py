@@ -19,6 +19,7 @@ import typer
 import hemolens
 from hemolens.cli import exits
 from hemolens.cli.main import app, main
+from hemolens.inference.registry import load_model
 from hemolens.notes import CODES, Severity
 from samples import make_samples
 
@@ -122,6 +123,22 @@ def test_every_quality_code_is_documented_with_its_meaning() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section(page, "Codes"), re.MULTILINE))
     assert rows == CODES
     assert all(f"| `{severity}` |" in page for severity in Severity)
+
+
+def test_the_accuracy_in_the_readme_is_that_of_the_card() -> None:
+    """Each row's score and interval stand in the card, rounded."""
+    card = load_model().card
+    text = (ROOT / "README.md").read_text("utf-8").split("<!-- accuracy: begin")[1].split("<!-- accuracy: end")[0]
+    rows = re.findall(r"^\| [^|]* \| ([\d.]+)( %)? \| ([\d.]+) to ([\d.]+)(?: %)? \| (\d+)", text, re.MULTILINE)
+    assert len(rows) >= 5
+    assert card["name"] in text
+    for score, percent, low, high, count in rows:
+        scale, digits = (100, 1) if percent else (1, 2)
+        told = {
+            (*(f"{scale * m[key]:.{digits}f}" for key in ("value", "low", "high")), str(m["n"]))
+            for m in card["metrics"]
+        }
+        assert (score, low, high, count) in told
 
 
 def test_every_public_name_is_documented() -> None:
