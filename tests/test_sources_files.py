@@ -318,7 +318,10 @@ def compressed(tmp_path: Path) -> Path:
 def test_a_stuck_decoder_is_stopped_and_after_a_few_the_rest_is_given_up(
     compressed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoders, "FRAME_SECONDS", 0.0)
+    # The worker itself is made to hang: with a real decoder and no time at all, a fast machine may still be in time.
+    stuck = "from hemolens.sources.dicom import worker; import time; worker._decode = lambda *_: time.sleep(600); "
+    monkeypatch.setattr(decoders, "BOOT", decoders.BOOT.replace("from hemolens", stuck + "from hemolens", 1))
+    monkeypatch.setattr(decoders, "FRAME_SECONDS", 0.3)
     monkeypatch.setattr(decoders, "MAX_LOST_WORKERS", 2)
     started: list[int] = []
     start = decoders.Worker.__init__
