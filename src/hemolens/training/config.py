@@ -40,7 +40,8 @@ class LossConfig:
 
     mask_bce: float = 8.0
     mask_dice: float = 0.7
-    subtype: float = 0.3
+    subtype: float = 0.6
+    weak_subtype: float = 0.3
     clean_top: float = 0.1
     weak_top: float = 0.2
     outside: float = 0.5

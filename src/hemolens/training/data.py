@@ -20,10 +20,10 @@ from hemolens.preprocessing.window import to_gray
 from hemolens.sources.datasets import ct_ich, phe_sich
 from hemolens.sources.study import ReadOptions, read_volume
 from hemolens.training.config import TrainConfig
+from hemolens.training.losses import UNKNOWN_SUBTYPE
 from hemolens.training.synthesis import SMALLEST_INSIDE, paint
 
 KINDS = ("synthetic", "synthetic_phe", "clean", "weak", "pseudo")
-UNKNOWN_SUBTYPE = 6
 TYPICAL_BRAIN_GRAY = 113.0
 """Median gray value of brain in CT-ICH; PHE-SICH's free windows are scaled to it, scan by scan."""
 
@@ -85,6 +85,7 @@ def load_phe_sich(root: Path, patients: set[str], config: PreprocessConfig) -> l
             labels = np.zeros(crops.shape[1:], np.uint8)
             if row.blood == "pseudo":
                 findings[[0, 4]] = 1.0
+                findings[[1, 2]] = 0.0  # spontaneous: the data set leaves out bleeds after trauma
                 mask = crop.extract(phe_sich.read_pseudo_mask(root, row)) > 0.5
                 labels[mask] = UNKNOWN_SUBTYPE
             else:

@@ -8,6 +8,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from hemolens.training.config import LossConfig
 
+UNKNOWN_SUBTYPE = 6
+"""Label of a blood pixel whose subtype is not known."""
 TOP_PIXELS = 40
 """About half a square centimeter: the smallest bleed that a slice label is expected to pin down."""
 
@@ -37,6 +39,7 @@ def total_loss(mask: Tensor, slices: Tensor, batch: dict[str, Tensor], config: L
         "mask_bce": zero,
         "mask_dice": zero,
         "subtype": zero,
+        "weak_subtype": _weak_subtype_loss(mask, batch, zero),
         "clean_top": _mean(-torch.log1p(-top.clamp(max=0.999)), any_bleed == 0, zero),
         "weak_top": _mean(-torch.log(top.clamp(min=1e-3)), (any_bleed == 1) & ~known & gated, zero),
         "outside": (probability * (1 - inside)).mean() * 10,
@@ -71,6 +74,25 @@ def _subtype_loss(logits: Tensor, labels: Tensor, zero: Tensor) -> Tensor:
     sums = torch.zeros(logits.shape[1], device=logits.device).index_add(0, kinds, losses)
     counts = torch.bincount(kinds, minlength=logits.shape[1])
     return (sums[counts > 0] / counts[counts > 0]).mean()
+
+
+def _weak_subtype_loss(mask: Tensor, batch: dict[str, Tensor], zero: Tensor) -> Tensor:
+    """Blood whose subtype is not drawn must have one that its slice's findings allow.
+
+    ``-log`` of the probability of all allowed subtypes together, over the blood pixels of unknown subtype: those of a
+    pseudo-mask, and those that the network itself finds on a slice that is known to bleed but has no mask.
+    """
+    if mask.shape[1] == 1:
+        return zero
+    labels, known, findings = batch["labels"], batch["mask_known"].bool(), batch["findings"]
+    found = (mask[:, 0].detach() > 0) & (batch["inside"] > 0) & ~known[:, None, None]
+    chosen = (labels == UNKNOWN_SUBTYPE) | (found & (findings[:, 0] == 1)[:, None, None])
+    if not chosen.any():
+        return zero
+    allowed = findings[:, 1:] != 0
+    allowed = (allowed | ~allowed.any(dim=1, keepdim=True))[:, :, None, None]
+    share = mask[:, 1:].log_softmax(dim=1).masked_fill(~allowed, -torch.inf).logsumexp(dim=1)
+    return -share[chosen].clamp(min=-10.0).mean()
 
 
 def _slice_loss(logits: Tensor, findings: Tensor) -> Tensor:
