@@ -1,179 +1,154 @@
-"""Training samples: decoded and cropped once, mixed by kind, painted with bleeds on the way."""
+"""Batches for training and validation: chosen by kind, painted with bleeds, put together in worker processes.
+
+Sample number ``i`` of a run depends on the seed and ``i`` alone. Step ``s`` of a run with a global batch of ``B``
+covers the numbers ``s * B`` to ``s * B + B - 1``, and process ``r`` of ``w`` takes the ``r``-th part of them: so neither
+the number of processes nor of workers changes what is learned from, and a run can go on anywhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import IterableDataset
+from hemolens.sources.datasets.cases import UNKNOWN_SUBTYPE  # noqa: F401
+from hemolens.training.augment import AugmentConfig
+from hemolens.training.mixture import (  # noqa: F401  # until the loop has moved
+    KINDS,
+    Mixture,
+    Sample,
+    load_ct_ich,
+    load_phe_sich,
+)
+from hemolens.training.store import Store
+from hemolens.training.synthesis import SynthesisConfig
 
-from hemolens.errors import InputError
-from hemolens.labels import FINDING_NAMES
-from hemolens.preprocessing.head import CLOSING_SHARES, GATE_SHARE, find_crop, skull_inside
-from hemolens.preprocessing.pipeline import PreprocessConfig
-from hemolens.preprocessing.window import to_gray
-from hemolens.sources.datasets import ct_ich, phe_sich
-from hemolens.sources.study import ReadOptions, read_volume
-from hemolens.training.config import TrainConfig
-from hemolens.training.losses import UNKNOWN_SUBTYPE
-from hemolens.training.synthesis import SMALLEST_INSIDE, paint
+Batch = dict[str, Any]
+"""One batch.
 
-KINDS = ("synthetic", "synthetic_phe", "clean", "weak", "pseudo")
-TYPICAL_BRAIN_GRAY = 113.0
-"""Median gray value of brain in CT-ICH; PHE-SICH's free windows are scaled to it, scan by scan."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One slice with its neighbors and what is known of it."""
-
-    images: NDArray[np.uint8]
-    """Shape ``(3, size, size)``."""
-    inside: NDArray[np.bool_]
-    """Inside of the skull."""
-    findings: NDArray[np.float32]
-    """1, 0, or NaN for unknown, in `FINDING_NAMES` order."""
-    labels: NDArray[np.uint8] | None
-    """0, subtype or `UNKNOWN_SUBTYPE` per pixel; None where the mask is unknown."""
-    patient: str
+``images``
+    Float gray 0-255: ``(n, c, h, w)`` for slices, ``(n, 1, d, h, w)`` for volumes, ``(n, s, c, h, w)`` for scans.
+``labels``
+    int64, ``(n, h, w)`` or ``(n, d, h, w)``; 0, subtype 1-5, 6 blood of unknown subtype, 7 edema, 255 unknown: a
+    slice of unknown mask is 255 throughout. Not there for scans.
+``inside``
+    Float, as `labels`: 1 where blood may be (everywhere where the skull is not closed). Not there for scans.
+``findings``
+    ``(n, 6)`` or, for scans, ``(n, s, 6)``: 1, 0 or NaN for unknown. For volumes: of the slices that are shown.
+``scan_findings``
+    ``(n, 6)``, for volumes (then equal to ``findings``) and scans.
+``names``
+    List of ``"ct_ich/049#14"``; for volumes and scans of the first slice.
+``number``
+    int64 ``(n,)``.
+"""
+SampleKind = Literal["slice", "volume", "scan"]
+MIX_KINDS = ("synthetic", "synthetic_phe", "clean", "clean_phe", "weak", "pseudo", "drawn")
 
 
-def load_ct_ich(root: Path, patients: set[str], config: PreprocessConfig) -> list[Sample]:
-    """Return every slice of the named CT-ICH patients; masks are empty or unknown (drawn ones are for measuring)."""
-    truth: dict[str, dict[int, NDArray[np.float32]]] = {}
-    for row in ct_ich.read_labels(root):
-        truth.setdefault(row.patient, {})[row.slice_number] = np.array(row.findings, dtype=np.float32)
-    samples = []
-    for patient in sorted(patients):
-        volume = read_volume(root, ReadOptions(patient=patient))
-        gray = to_gray(volume.hu)
-        crops, insides = _crops(gray, config.size)
-        for k, number in enumerate(volume.source.slice_numbers):
-            findings = truth[patient].get(number)
-            if findings is None:
-                raise InputError(root, f"no label for patient {patient}, slice {number}", "Use the table as published.")
-            labels = np.zeros(crops.shape[1:], np.uint8) if findings[0] == 0 else None
-            samples.append(Sample(_triple(crops, k), insides[k], findings, labels, f"ct_ich/{patient}"))
-    return samples
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run learns from, and how often.
 
+    Shares are normalized over the kinds that the data hold.
 
-def load_phe_sich(root: Path, patients: set[str], config: PreprocessConfig) -> list[Sample]:
-    """Return the slices of the named PHE-SICH patients whose truth is usable; ``unsure`` ones are left out.
-
-    The pixels of a pseudo-mask have no known subtype: such bleeds often break into the ventricles. Taken as
-    intraparenchymal, they taught the network that all real blood is, and only synthetic blood is anything else.
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
     """
-    by_patient: dict[str, list[phe_sich.PheSlice]] = {}
-    for row in phe_sich.read_slices(root):
-        by_patient.setdefault(row.patient, []).append(row)
-    samples = []
-    for patient in sorted(patients):
-        rows = sorted(by_patient[patient], key=lambda r: r.number)
-        gray = _standardize(np.stack([phe_sich.read_image(root, r) for r in rows]))
-        crop = find_crop(gray, 1.0, config.size)
-        crops, insides = _crops(gray, config.size)
-        numbers = [r.number for r in rows]
-        for k, row in enumerate(rows):
-            if row.blood == "unsure":
-                continue
-            findings = np.full(len(FINDING_NAMES), np.nan, dtype=np.float32)
-            labels = np.zeros(crops.shape[1:], np.uint8)
-            if row.blood == "pseudo":
-                findings[[0, 4]] = 1.0
-                findings[[1, 2]] = 0.0  # spontaneous: the data set leaves out bleeds after trauma
-                mask = crop.extract(phe_sich.read_pseudo_mask(root, row)) > 0.5
-                labels[mask] = UNKNOWN_SUBTYPE
-            else:
-                findings[:] = 0.0
-            images = _triple(crops, k, numbers)
-            samples.append(Sample(images, insides[k], findings, labels, f"phe_sich/{patient}"))
-    return samples
+
+    sampling: Literal["mix", "balanced", "shuffle"] = "mix"
+    """``mix``: kinds by their shares; ``balanced``: bleeding and clean in turns; ``shuffle``: every slice once in each
+    pass. For the latter two, a share of 0 leaves a kind out, and the synthetic kinds take no part."""
+    synthetic: float = 0.36
+    """Bleeds painted into bleed-free slices of any data set but PHE-SICH."""
+    synthetic_phe: float = 0.08
+    """The same for PHE-SICH, whose display window is free."""
+    clean: float = 0.26
+    """Bleed-free slices of any data set but PHE-SICH."""
+    clean_phe: float = 0.0
+    """Bleed-free slices of PHE-SICH."""
+    weak: float = 0.14
+    """Slices with hemorrhage and an unknown mask: only the label of the slice teaches."""
+    pseudo: float = 0.16
+    """Slices with a derived mask."""
+    drawn: float = 0.16
+    """Slices with a drawn mask of blood."""
+    repeat_center: float = 0.4
+    """Chance that a sample shows its middle slice three times, as a lone slice does."""
+    depth: int = 16
+    """Slices in one sample of a network that reads volumes or scans."""
+    workers: int = 1
+    """Processes that put batches together; 0 does it in the training process."""
+
+    def __post_init__(self) -> None:
+        if min(self.shares) < 0 or sum(self.shares) <= 0:
+            raise ValueError("shares must be at least 0 and not all 0")
+        if not 0 <= self.repeat_center <= 1:
+            raise ValueError("repeat_center must be from 0 to 1")
+        if self.depth < 1 or self.workers < 0:
+            raise ValueError("depth must be at least 1, workers at least 0")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """In the order of `MIX_KINDS`."""
+        return tuple(float(getattr(self, kind)) for kind in MIX_KINDS)
 
 
-def _crops(gray: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
-    crop = find_crop(gray, 1.0, size)
-    crops = np.stack([np.clip(np.rint(crop.extract(g)), 0, 255).astype(np.uint8) for g in gray])
-    return crops, [skull_inside(image, CLOSING_SHARES[:1]) for image in crops]
+def open_batches(
+    store: Store,
+    config: DataConfig,
+    synthesis: SynthesisConfig,
+    augment: AugmentConfig,
+    *,
+    sample: SampleKind,
+    channels: int,
+    batch: int,
+    seed: int,
+    start_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yield training batches without end; pass each through `hemolens.training.augment.augment_batch`.
+
+    Parameters
+    ----------
+    store
+        Training cases only.
+    config, synthesis, augment
+        What to draw, what to paint; of `augment` only JPEG is done here.
+    sample, channels
+        What the network reads (``network.sample``, ``network.channels``).
+    batch
+        Global batch; each process gets ``batch / world``.
+    seed, start_step
+        Of the run; a run that goes on starts where it was.
+    shard
+        Rank and number of processes.
+
+    Raises
+    ------
+    ConfigError
+        If the batch cannot be shared out evenly, or no sample is of a kind whose share is above 0.
+    HemolensError
+        If a slice cannot be read or a worker dies.
+    """
+    raise NotImplementedError
 
 
-def _triple(crops: NDArray[np.uint8], k: int, numbers: list[int] | None = None) -> NDArray[np.uint8]:
-    """Return the slice between its neighbors; where a neighbor is missing, the slice itself stands in."""
-    index = [k, k, k]
-    for channel, step in ((0, -1), (2, 1)):
-        j = k + step
-        if 0 <= j < len(crops) and (numbers is None or numbers[j] == numbers[k] + step):
-            index[channel] = j
-    return crops[index]
+def ordered_batches(
+    store: Store,
+    config: DataConfig,
+    *,
+    sample: SampleKind,
+    channels: int,
+    batch: int,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yield every slice once, in order, unchanged: for validation. A scan comes whole, alone in its batch."""
+    raise NotImplementedError
 
 
-def _standardize(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    inner = gray[:, gray.shape[1] // 4 : -gray.shape[1] // 4, gray.shape[2] // 4 : -gray.shape[2] // 4]
-    tissue = inner[(inner > 40) & (inner < 200)]
-    if not tissue.size:
-        return gray
-    scaled = gray.astype(np.float32) * (TYPICAL_BRAIN_GRAY / float(np.median(tissue)))
-    return np.where(gray == 255, 255, np.clip(np.rint(scaled), 0, 255)).astype(np.uint8)
-
-
-class Mixture(IterableDataset[dict[str, Tensor]]):
-    """An endless stream of samples, mixed by kind; sample ``i`` depends on the seed and ``i`` alone."""
-
-    def __init__(self, samples: list[Sample], config: TrainConfig, start: int = 0) -> None:
-        self.config = config
-        self.start = start
-        self.pools = {kind: [s for s in samples if _fits(s, kind)] for kind in KINDS}
-        shares = np.array([w if self.pools[k] else 0.0 for k, w in zip(KINDS, config.mix.shares, strict=True)])
-        self.shares = shares / shares.sum()
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yield dictionaries of tensors (see `hemolens.training.losses.total_loss`)."""
-        info = torch.utils.data.get_worker_info()
-        first, step = (info.id, info.num_workers) if info else (0, 1)
-        number = self.start + first
-        while True:
-            yield self.sample(number)
-            number += step
-
-    def sample(self, number: int) -> dict[str, Tensor]:
-        """Return sample `number`."""
-        rng = np.random.default_rng([self.config.seed, number])
-        kind = KINDS[int(rng.choice(len(KINDS), p=self.shares))]
-        pool = self.pools[kind]
-        chosen = pool[int(rng.integers(len(pool)))]
-        images, findings, labels = chosen.images, chosen.findings, chosen.labels
-        if rng.random() < self.config.repeat_center:
-            images = images[[1, 1, 1]]
-        if kind.startswith("synthetic"):
-            painted = paint(images, chosen.inside, self.config.synthesis, rng)
-            if painted is not None:
-                images, labels = painted.images, painted.labels
-                findings = np.concatenate([[1.0], painted.subtypes]).astype(np.float32)
-        return {
-            "images": torch.from_numpy(images.astype(np.float32)),
-            "labels": torch.from_numpy(labels if labels is not None else np.zeros(images.shape[1:], np.uint8)).long(),
-            "mask_known": torch.tensor(labels is not None),
-            "inside": torch.from_numpy(_allowed(chosen.inside).astype(np.float32)),
-            "findings": torch.from_numpy(findings),
-        }
-
-
-def _allowed(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where blood may be: inside the skull, or everywhere where the skull is not closed."""
-    return inside if inside.mean() >= GATE_SHARE else np.ones_like(inside)
-
-
-def _fits(sample: Sample, kind: str) -> bool:
-    phe, bleeding = sample.patient.startswith("phe_sich"), bool(sample.findings[0] == 1)
-    if kind in ("synthetic", "synthetic_phe"):
-        usable = SMALLEST_INSIDE <= sample.inside.mean()
-        return usable and not bleeding and phe == (kind == "synthetic_phe")
-    if kind == "clean":
-        return not phe and not bleeding
-    if kind == "weak":
-        return not phe and bleeding and sample.labels is None
-    return phe and bleeding
+def epoch_steps(store: Store, config: DataConfig, *, sample: SampleKind, batch: int) -> int:
+    """Return how many steps one pass takes (`shuffle`: over every sample; else over as many as there are)."""
+    raise NotImplementedError
