@@ -17,6 +17,7 @@ from hemolens.config import from_mapping, to_mapping  # noqa: E402
 from hemolens.models.effunet2d import EffUNet2d, EffUNetConfig  # noqa: E402
 from hemolens.models.encoder import EfficientNetLite0  # noqa: E402
 from hemolens.models.export import export_onnx  # noqa: E402
+from hemolens.preprocessing.pipeline import PreprocessConfig  # noqa: E402
 from hemolens.training.config import LossConfig  # noqa: E402
 from hemolens.training.losses import total_loss  # noqa: E402
 
@@ -51,7 +52,7 @@ def network() -> EffUNet2d:
 
 @pytest.mark.parametrize(("n", "size"), [(1, 64), (3, 96)])
 def test_shapes(network: EffUNet2d, n: int, size: int) -> None:
-    mask, slices = network.eval()(torch.rand(n, 3, size, size) * 255)
+    mask, slices, _ = network.eval()(torch.rand(n, 3, size, size) * 255)
     assert mask.shape == (n, 6, size, size)
     assert slices.shape == (n, 6)
 
@@ -78,7 +79,7 @@ def batch(n: int = 4, size: int = 64) -> dict[str, torch.Tensor]:
 def test_gradients_reach_every_weight(network: EffUNet2d) -> None:
     network.train().zero_grad()
     data = batch()
-    total_loss(*network(data["images"]), data, LossConfig())["total"].backward()
+    total_loss(*network(data["images"])[:2], data, LossConfig())["total"].backward()
     silent = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
 
@@ -98,11 +99,11 @@ def test_four_cases_can_be_learned_by_heart() -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     data = batch()
     for _ in range(80):
-        loss = total_loss(*network(data["images"]), data, LossConfig())["total"]
+        loss = total_loss(*network(data["images"])[:2], data, LossConfig())["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    mask, slices = network(data["images"])
+    mask, slices, _ = network(data["images"])
     found, true = mask[:, 0] > 0, data["labels"] > 0
     assert float(2 * (found & true).sum() / (found.sum() + true.sum())) > 0.9
     assert torch.equal(slices[:, 0] > 0, data["findings"][:, 0] > 0)
@@ -111,7 +112,7 @@ def test_four_cases_can_be_learned_by_heart() -> None:
 
 
 def test_the_export_says_the_same(network: EffUNet2d, tmp_path: Path) -> None:
-    assert export_onnx(network, 64, tmp_path / "n.onnx") < 1e-3
+    assert export_onnx(network, PreprocessConfig(size=64), tmp_path / "n.onnx") < 1e-3
 
 
 def test_the_configuration_survives_its_card() -> None:

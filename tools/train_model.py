@@ -52,7 +52,7 @@ def main() -> None:
         network = train(config, samples, run, report, start=network)
     name = experiment["name"]
     onnx = WEIGHTS / f"{name}.onnx"
-    difference = export_onnx(network, preprocess.size, onnx)
+    difference = export_onnx(network, preprocess, onnx)
     sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
     model = uncalibrated(name, onnx, sha256, preprocess)
     measured = calibrate_and_measure(model, chosen.data, split["ct_ich"]["validation"], split["ct_ich"]["drawn"])

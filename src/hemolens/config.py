@@ -60,9 +60,12 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
-    """Return `config` with dotted keys replaced, such as ``{"optimizer.rate": 1e-3}``."""
+    """Return `config` with dotted keys replaced, such as ``{"optimizer.rate": 1e-3}``.
+
+    A table that is one of several kinds starts from the defaults of its new ``kind`` when that is among the keys.
+    """
     values = to_mapping(config)
-    for dotted, value in overrides.items():
+    for dotted, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind")):
         *parents, leaf = dotted.split(".")
         table = values
         for parent in parents:
@@ -72,7 +75,12 @@ def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
             table = inner
         if leaf not in table:
             raise ConfigError(f"{dotted}: no such setting.{suggestion(leaf, table)}")
-        table[leaf] = value
+        if leaf == "kind" and parents and table[leaf] != value and len(_choices(_hint_at(config, parents))) > 1:
+            table.clear()
+            table[leaf] = value
+            values = to_mapping(from_mapping(type(config), values))
+        else:
+            table[leaf] = value
     return from_mapping(type(config), values)
 
 
@@ -93,12 +101,45 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _choices(hint: Any) -> list[Any]:
+    """Return the members of a union, None left out, or the hint itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [a for a in typing.get_args(hint) if a is not type(None)]
+    return [hint]
+
+
+def _hint_at(config: Any, parents: list[str]) -> Any:
+    for parent in parents[:-1]:
+        config = getattr(config, parent)
+    return typing.get_type_hints(type(config))[parents[-1]] if dataclasses.is_dataclass(config) else None
+
+
+def _of_kind(choices: list[Any], value: Any, name: str) -> Any:
+    """Return the dataclass of a tagged union that `value`, an instance or a mapping with its ``kind``, belongs to."""
+    for cls in choices:
+        if isinstance(value, cls):
+            return cls
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}: expected a table of settings, got {value!r}")
+    known = {cls.kind: cls for cls in choices}
+    if "kind" not in value:
+        raise ConfigError(f"{name}: missing kind. Known: {', '.join(sorted(known))}.")
+    if value["kind"] not in known:
+        raise ConfigError(f"{name}.kind: there is no '{value['kind']}'.{suggestion(str(value['kind']), known)}")
+    return known[value["kind"]]
+
+
 def _convert(hint: Any, value: Any, name: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, name)
+        choices = _choices(hint)
+        return _convert(choices[0] if len(choices) == 1 else _of_kind(choices, value, name), value, name)
+    if origin is typing.Literal:
+        if not any(value == a and type(value) is type(a) for a in args):
+            raise ConfigError(f"{name}: {value!r} is none of the choices.{suggestion(str(value), map(str, args))}")
+        return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else from_mapping(hint, value, name)
     if origin is tuple:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hemolens.config import from_mapping, suggestion
 from hemolens.errors import ConfigError, ModelError
@@ -17,6 +17,29 @@ from hemolens.inference.prediction import ModelIdentity
 from hemolens.preprocessing.pipeline import PreprocessConfig
 
 DEFAULT_MODEL = "ich-effunet2d-1"
+SampleKind = Literal["slice", "volume", "scan"]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a network takes and tells; a card without it is an `effunet2d`'s."""
+
+    sample: SampleKind = "slice"
+    """Slices one by one, volumes (windows of slices), or whole scans slice by slice."""
+    channels: int = 3
+    """Images shown for each slice: 1, or 3 with its neighbors."""
+    mask_channels: int = 6
+    """0: no mask; 1: blood; 6: blood, then the subtypes given blood."""
+    findings: bool = True
+    """Whether findings are told: of each slice, of the volume, or of each slice and the scan."""
+    depth: int = 0
+    """Slices of the windows in which volumes are run; 0 for the others."""
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3) or self.mask_channels not in (0, 1, 6):
+            raise ValueError("channels must be 1 or 3, mask_channels 0, 1 or 6")
+        if (self.sample == "volume") != (self.depth > 0):
+            raise ValueError("volumes need a depth, and nothing else has one")
 
 
 @dataclass(frozen=True)
@@ -41,6 +64,7 @@ class Model:
     thresholds: Thresholds
     card: Mapping[str, Any]
     """The whole card."""
+    interface: Interface = Interface()
 
     @property
     def identity(self) -> ModelIdentity:
@@ -93,6 +117,7 @@ def load_model(name: str | None = None) -> Model:
             calibration=from_mapping(Calibration, values["calibration"], "calibration"),
             thresholds=from_mapping(Thresholds, values["thresholds"], "thresholds"),
             card=values,
+            interface=from_mapping(Interface, values.get("interface", {}), "interface"),
         )
     except OSError as error:
         raise ModelError(f"{card}: the model card cannot be read ({error.strerror}).") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,22 @@ from torch.nn import functional as F  # noqa: N812
 
 from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES
 from hemolens.models.encoder import FEATURE_CHANNELS, EfficientNetLite0
+from hemolens.models.network import Network, crop_to, pad_to
+from hemolens.models.output import NetOutput
 
 MASK_CHANNELS = 1 + len(SUBTYPE_NAMES)
 """Blood logit, then one logit per subtype (softmax over the subtypes, given blood)."""
+STRIDE = 32
+"""Between the input and the deepest features."""
 
 
 @dataclass(frozen=True)
 class EffUNetConfig:
     """Shape of the network."""
 
+    kind: Literal["effunet2d"] = "effunet2d"
+    channels: Literal[1, 3] = 3
+    """1: the slice alone, shown three times; 3: the slice below, the slice, the slice above."""
     decoder_channels: tuple[int, ...] = (96, 64, 48, 32)
     dropout: float = 0.2
     imagenet: bool = True
@@ -52,14 +60,18 @@ class DecoderBlock(nn.Module):
         return y
 
 
-class EffUNet2d(nn.Module):
-    """Three neighboring slices in; blood and subtype logits per pixel and findings logits for the middle slice out."""
+class EffUNet2d(Network):
+    """A slice, with its neighbors or alone, in; blood and subtype logits per pixel and findings logits out."""
 
-    def __init__(self, config: EffUNetConfig = EffUNetConfig()) -> None:
+    config: EffUNetConfig
+    mask_channels = MASK_CHANNELS
+
+    def __init__(self, config: EffUNetConfig = EffUNetConfig(), *, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.channels = config.channels
         self.encoder = EfficientNetLite0()
-        if config.imagenet:
+        if config.imagenet and pretrained:
             self.encoder.load_imagenet()
         self.decoder = nn.ModuleList()
         channels = FEATURE_CHANNELS[-1]
@@ -85,23 +97,30 @@ class EffUNet2d(nn.Module):
         self.encoder.eval()
         return self
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def pretrained_parts(self) -> tuple[nn.Module, ...]:
+        """Return the encoder."""
+        return (self.encoder,)
+
+    def forward(self, x: Tensor) -> NetOutput:
         """Map gray values to logits.
 
         Parameters
         ----------
         x
-            Gray 0 to 255 as float, shape ``(n, 3, h, w)``: slice below, slice, slice above; h and w multiples of 32.
+            Gray 0 to 255 as float, shape ``(n, channels, h, w)``: slice below, slice, slice above; or the slice.
 
         Returns
         -------
-        tuple
+        NetOutput
             Mask logits ``(n, 6, h, w)`` (blood, then subtypes) and slice logits ``(n, 6)`` in `FINDING_NAMES` order.
         """
-        features = self.encoder((x - 127.0) / 128.0)
+        padded = pad_to(x, (STRIDE, STRIDE))
+        if self.channels == 1:
+            padded = padded.expand(-1, 3, -1, -1)
+        features = self.encoder((padded - 127.0) / 128.0)
         deep = features[-1]
         pooled = torch.cat([deep.mean(dim=(2, 3)), deep.amax(dim=(2, 3))], dim=1)
         y = deep
         for block, skip in zip(self.decoder, features[-2::-1], strict=True):
             y = block(y, skip)
-        return self.mask_head(y), self.slice_head(pooled)
+        return NetOutput(crop_to(self.mask_head(y), x), self.slice_head(pooled))

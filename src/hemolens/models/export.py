@@ -6,21 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from hemolens.errors import ModelError
-from hemolens.models.effunet2d import EffUNet2d
+from hemolens.models.network import Network
+from hemolens.models.output import NetOutput
+from hemolens.preprocessing.pipeline import PreprocessConfig
 
 LARGEST_DIFFERENCE = 1e-3
 """Between the logits of torch and of ONNX Runtime on the same input."""
 
 
-def export_onnx(network: EffUNet2d, size: int, path: Path) -> float:
-    """Write `network` for inputs ``images`` (n, 3, size, size), outputs ``mask`` and ``slice``; n is free.
+def export_onnx(network: Network, preprocess: PreprocessConfig, path: Path) -> float:
+    """Write `network` for inputs ``images`` of the size that `preprocess` makes; the number of samples is free.
+
+    Outputs are ``mask``, ``slice`` (findings of each slice) and ``scan`` (findings of the volume or scan), as present.
 
     Returns
     -------
     float
-        The largest difference between torch and ONNX Runtime over three batches of noise of 1, 2 and 5 images.
+        The largest difference between torch and ONNX Runtime over three batches of noise of 1, 2 and 5 samples.
 
     Raises
     ------
@@ -28,12 +33,13 @@ def export_onnx(network: EffUNet2d, size: int, path: Path) -> float:
         If it exceeds `LARGEST_DIFFERENCE`; the file is then removed.
     """
     network = network.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    size = preprocess.size
     torch.onnx.export(
-        network,
-        (torch.zeros(2, 3, size, size),),
+        _Told(network).eval(),
+        (torch.zeros(2, network.channels, size, size),),
         path,
         input_names=["images"],
-        output_names=["mask", "slice"],
+        output_names=output_names(network),
         dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1024)},),
         dynamo=True,
         external_data=False,
@@ -46,16 +52,41 @@ def export_onnx(network: EffUNet2d, size: int, path: Path) -> float:
     return difference
 
 
+def output_names(network: Network) -> list[str]:
+    """Return the names of what the exported network tells."""
+    names = ["mask"] if network.mask_channels else []
+    if network.findings:
+        names += {"slice": ["slice"], "volume": ["scan"], "scan": ["slice", "scan"]}[network.sample]
+    return names
+
+
+class _Told(nn.Module):
+    """The network without what it does not tell: ONNX has no None."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors of the network's `NetOutput`."""
+        return told(self.network(x))
+
+
+def told(output: NetOutput) -> tuple[Tensor, ...]:
+    """Return what is not None."""
+    return tuple(part for part in output if part is not None)
+
+
 @torch.no_grad()
-def _difference(network: EffUNet2d, size: int, path: Path) -> float:
+def _difference(network: Network, size: int, path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     largest = 0.0
     for n in (1, 2, 5):
-        images = rng.uniform(0, 255, (n, 3, size, size)).astype(np.float32)
-        expected = network(torch.from_numpy(images))
-        for own, given in zip(session.run(["mask", "slice"], {"images": images}), expected, strict=True):
+        images = rng.uniform(0, 255, (n, network.channels, size, size)).astype(np.float32)
+        expected = told(network(torch.from_numpy(images)))
+        for own, given in zip(session.run(output_names(network), {"images": images}), expected, strict=True):
             largest = max(largest, float(np.abs(own - given.numpy()).max()))
     return largest

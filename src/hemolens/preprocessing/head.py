@@ -84,6 +84,13 @@ def find_crop(gray: NDArray[np.uint8], pixel_aspect: float, size: int) -> Crop:
     return Crop((r0 + r1 - rows_side) / 2, (c0 + c1 - columns_side) / 2, rows_side, columns_side, size)
 
 
+def whole_slice(shape: tuple[int, int], pixel_aspect: float, size: int) -> Crop:
+    """Return the smallest crop, square in millimeters, that holds a whole slice of `shape`; the slice is its middle."""
+    columns_side = max(shape[0] * pixel_aspect, float(shape[1]))
+    rows_side = columns_side / pixel_aspect
+    return Crop((shape[0] - rows_side) / 2, (shape[1] - columns_side) / 2, rows_side, columns_side, size)
+
+
 def skull_inside(crop: NDArray[np.uint8], closing_shares: tuple[float, ...] = CLOSING_SHARES) -> Mask:
     """Return the inside of the skull on one cropped slice, shape ``(size, size)``.
 

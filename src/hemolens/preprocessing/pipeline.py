@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
-from hemolens.preprocessing.head import find_crop, gate
+from hemolens.preprocessing.head import find_crop, gate, whole_slice
 from hemolens.preprocessing.resample import Crop
 from hemolens.preprocessing.window import to_gray
 from hemolens.volume import Volume
@@ -32,6 +33,12 @@ class PreprocessConfig:
     """Samples along each side of the head crop."""
     context_mm: float = 5.0
     """Distance of the slices shown above and below; thinner slices are averaged to about this thickness."""
+    crop: Literal["head", "none"] = "head"
+    """``"none"``: the whole slice, padded to a square."""
+    gate: bool = True
+    """Take blood outside the skull for what it is: outside."""
+    mirror: bool = True
+    """Average the network's answer with that to the mirror image."""
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:
@@ -127,11 +134,26 @@ def prepare(volume: Volume, config: PreprocessConfig) -> Prepared:
     orientation = Orientation.of(volume.stack)
     turned = orientation.apply(volume.hu)
     gray = to_gray(turned)  # type: ignore[arg-type]
-    crop = find_crop(gray, _pixel_aspect(volume.stack, orientation), config.size)
+    crop = choose_crop(gray, _pixel_aspect(volume.stack, orientation), config)
     crops = np.stack([np.clip(np.rint(crop.extract(g)), 0, 255).astype(np.uint8) for g in gray])
-    gates = np.stack([gate(image) for image in crops])
+    gates = np.stack([gate(image) for image in crops]) if config.gate else np.ones(crops.shape, dtype=bool)
     offsets = _offsets(volume.stack, len(volume), orientation, config.context_mm)
     return Prepared(crops, gates, contexts(crops, offsets, config.context_mm), orientation, crop, volume.shape)
+
+
+def choose_crop(gray: NDArray[np.uint8], pixel_aspect: float, config: PreprocessConfig) -> Crop:
+    """Return the square that the network is shown of every slice, as `config` asks.
+
+    Parameters
+    ----------
+    gray
+        uint8, shape ``(slices, rows, columns)``.
+    pixel_aspect
+        Row spacing divided by column spacing (1 where unknown).
+    """
+    if config.crop == "none":
+        return whole_slice((gray.shape[1], gray.shape[2]), pixel_aspect, config.size)
+    return find_crop(gray, pixel_aspect, config.size)
 
 
 def contexts(crops: NDArray[np.uint8], offsets_mm: NDArray[np.float64], context_mm: float) -> NDArray[np.uint8]:

@@ -76,8 +76,8 @@ def train(
         torch.manual_seed(config.seed * 1_000_003 + step)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         batch = augment({k: v.to(device) for k, v in next(batches).items()}, generator)
-        mask, slices = network(batch["images"].contiguous(memory_format=torch.channels_last))
-        parts = total_loss(mask, slices, batch, config.loss)
+        output = network(batch["images"].contiguous(memory_format=torch.channels_last))
+        parts = total_loss(output.mask, output.findings, batch, config.loss)
         loss = parts["total"]
         if not torch.isfinite(loss):
             raise HemolensError(f"{out}: the loss is {loss.item()} at step {step}. Lower optimizer.rate.")
