@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from hemolens.sources.datasets.cases import MaskState
 
-MaskState = Literal["drawn", "empty", "unknown"]
-"""Whether a slice's blood is outlined, known to be absent, or present with no outline; unknown is never empty."""
+__all__ = ["MaskState"]

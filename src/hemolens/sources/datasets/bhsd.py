@@ -11,6 +11,8 @@ from PIL import Image
 from scipy import ndimage
 
 from hemolens.errors import InputError
+from hemolens.sources.datasets.cases import Case, SliceRecord, findings_of_labels
+from hemolens.sources.files import file_entry
 from hemolens.volume import AIR_HU, SourceInfo, Volume
 
 MASK_COLORS: tuple[tuple[int, tuple[int, int, int]], ...] = (
@@ -53,19 +55,42 @@ def read_slices(root: Path) -> tuple[BhsdSlice, ...]:
 def _read(image: Path, mask: Path) -> BhsdSlice:
     if not mask.is_file():
         raise InputError(image, "has no mask of that name", "Every slice needs its mask in masks/.")
-    with Image.open(image) as file:
-        gray = np.asarray(file.convert("L")).astype(np.float32)
-    with Image.open(mask) as file:
-        colors = np.asarray(file.convert("RGB"))
-    if colors.shape[:2] != gray.shape:
-        raise InputError(mask, f"is {colors.shape[:2]}, its image {gray.shape}", "Use the mask of this very slice.")
-    labels = np.zeros(gray.shape, dtype=np.uint8)
+    volume, labels = _read_image(image), read_colors(mask)
+    if labels.shape != volume.shape[1:]:
+        problem = f"is {labels.shape}, its image {volume.shape[1:]}"
+        raise InputError(mask, problem, "Use the mask of this very slice.")
+    return BhsdSlice(image.stem, image.stem[:-3], volume, labels)
+
+
+def _read_image(image: Path) -> Volume:
+    gray = _picture(image, "L").astype(np.float32)
+    return Volume(_air(gray)[None], None, SourceInfo("images", image.name, (image.name,)))
+
+
+def _picture(path: Path, mode: str) -> NDArray[np.uint8]:
+    file_entry(path)
+    try:
+        with Image.open(path) as file:
+            return np.asarray(file.convert(mode))
+    except OSError as error:
+        raise InputError(path, "is damaged or no picture", "Copy the data set again.") from error
+
+
+def read_colors(mask: Path) -> NDArray[np.uint8]:
+    """Read a mask in BHSD's colors: 0 or subtype, shape ``(rows, columns)``.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or holds a color that is no class.
+    """
+    colors = _picture(mask, "RGB")
+    labels = np.zeros(colors.shape[:2], dtype=np.uint8)
     for label, color in MASK_COLORS:
         labels[(colors == color).all(axis=-1)] = label
     if ((colors > 127).any(axis=-1) != (labels > 0)).any():
         raise InputError(mask, "holds a color that is no class", "Use the masks as they were published.")
-    volume = Volume(_air(gray)[None], None, SourceInfo("images", image.name, (image.name,)))
-    return BhsdSlice(image.stem, image.stem[:-3], volume, labels)
+    return labels
 
 
 def _air(gray: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -74,3 +99,50 @@ def _air(gray: NDArray[np.float32]) -> NDArray[np.float32]:
     border = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
     outside = np.isin(regions, border[border > 0])
     return np.where(outside, np.float32(AIR_HU), gray).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class BhsdPictures:
+    """BHSD's slices as pictures, as a `hemolens.sources.datasets.cases.DataSet`: each a case of one slice."""
+
+    root: Path
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...]
+    name: str = "bhsd"
+    license: str = "research use only"
+    trainable: bool = False
+
+    def volume(self, case: Case) -> Volume:
+        """See `DataSet.volume`."""
+        return _read_image(self.root / "images" / f"{case.slices[0].name}.png")
+
+    def labels(self, case: Case) -> NDArray[np.uint8]:
+        """See `DataSet.labels`."""
+        name = f"{case.slices[0].name}.png"
+        return _read(self.root / "images" / name, self.root / "masks" / name).labels[None]
+
+    def files(self, case: Case) -> tuple[Path, ...]:
+        """See `DataSet.files`."""
+        name = f"{case.slices[0].name}.png"
+        return self.root / "images" / name, self.root / "masks" / name
+
+
+def open_bhsd_pictures(root: Path) -> BhsdPictures:
+    """Open BHSD's slices; the masks are read too, because nothing else says what a slice shows.
+
+    Raises
+    ------
+    InputError
+        As `read_slices`.
+    """
+    images = sorted((root / "images").glob("*.png"))
+    if not images:
+        raise InputError(root, "no images/*.png", "Point at the folder that holds images/ and masks/.")
+    cases = []
+    for image in images:
+        mask = root / "masks" / image.name
+        if not mask.is_file():
+            raise InputError(image, "has no mask of that name", "Every slice needs its mask in masks/.")
+        record = SliceRecord(image.stem, findings_of_labels(read_colors(mask)), "drawn")
+        cases.append(Case("bhsd", image.stem[:-3], image.stem[-3:], (record,)))
+    return BhsdPictures(root, tuple(cases), ())

@@ -23,9 +23,17 @@ from numpy.typing import NDArray
 
 from hemolens.errors import InputError, SelectionError
 from hemolens.notes import QualityNote, Severity
-from hemolens.sources.datasets import MaskState
+from hemolens.sources.datasets.cases import (
+    NO_FINDINGS,
+    UNKNOWN,
+    UNKNOWN_FINDINGS,
+    Case,
+    MaskState,
+    SliceRecord,
+    single_subtype,
+)
 from hemolens.sources.files import file_entry, folder_entries, listing
-from hemolens.sources.images import pick_slices, read_gray, read_images
+from hemolens.sources.images import natural_key, pick_slices, read_gray, read_images
 from hemolens.volume import DisplayWindow, Volume
 
 LABELS_FILE = "hemorrhage_diagnosis.csv"
@@ -34,6 +42,7 @@ SLICE_STEP_MM = 5.0
 WINDOW = DisplayWindow(40.0, 120.0)
 BLOOD_ABOVE = 128
 """Mask pixels brighter than this are blood; JPEG blurs the rest."""
+MASK_END = "_HGE_Seg.jpg"
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,7 @@ def slice_path(root: Path, truth: SliceTruth) -> Path:
 
 def mask_path(root: Path, truth: SliceTruth) -> Path:
     """Return where the mask of a slice lies, if there is one."""
-    return slice_path(root, truth).with_name(f"{truth.slice_number}_HGE_Seg.jpg")
+    return slice_path(root, truth).with_name(f"{truth.slice_number}{MASK_END}")
 
 
 def mask_state(root: Path, truth: SliceTruth) -> MaskState:
@@ -268,3 +277,101 @@ def read_mask(root: Path, truth: SliceTruth) -> NDArray[np.bool_] | None:
     if state == "empty":
         return np.zeros(read_gray(file_entry(slice_path(root, truth))).shape, dtype=bool)
     return np.asarray(read_gray(file_entry(mask_path(root, truth))) > BLOOD_ABOVE)
+
+
+@dataclass(frozen=True, eq=False)
+class CtIch:
+    """CT-ICH 1.0 as a `hemolens.sources.datasets.cases.DataSet`: one case per patient."""
+
+    root: Path
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...]
+    name: str = "ct_ich"
+    license: str = "CC BY 4.0"
+    trainable: bool = True
+
+    def volume(self, case: Case) -> Volume:
+        """See `DataSet.volume`."""
+        location = Location(self.root, None)
+        volume = read_patient(location, case.patient, WINDOW, (None, None), lambda _fraction: None)
+        if tuple(Path(name).stem for name in volume.source.slice_names) != tuple(r.name for r in case.slices):
+            raise InputError(self._folder(case), "changed since the data set was opened", "Open it again.")
+        return volume
+
+    def labels(self, case: Case) -> NDArray[np.uint8]:
+        """See `DataSet.labels`; a drawn mask carries the slice's subtype where its row names exactly one."""
+        folder = self._folder(case)
+        shape = read_gray(file_entry(folder / f"{case.slices[0].name}.jpg")).shape
+        labels = np.zeros((len(case.slices), *shape), dtype=np.uint8)
+        for plane, record in zip(labels, case.slices, strict=True):
+            if record.mask_state == "unknown":
+                plane[:] = UNKNOWN
+            elif record.mask_state == "drawn":
+                path = folder / f"{record.name}{MASK_END}"
+                mask = read_gray(file_entry(path))
+                if mask.shape != shape:
+                    raise InputError(path, f"is {mask.shape}, its slice {shape}", "Use the mask of this very slice.")
+                plane[mask > BLOOD_ABOVE] = single_subtype(record.findings)
+        return labels
+
+    def files(self, case: Case) -> tuple[Path, ...]:
+        """See `DataSet.files`."""
+        folder = self._folder(case)
+        masks = (folder / f"{r.name}{MASK_END}" for r in case.slices if r.mask_state == "drawn")
+        return (*(folder / f"{r.name}.jpg" for r in case.slices), *masks)
+
+    def _folder(self, case: Case) -> Path:
+        return self.root / PATIENTS_FOLDER / case.patient / "brain"
+
+
+def open_ct_ich(root: Path) -> CtIch:
+    """Open CT-ICH 1.0, given either folder level.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or its table is missing or malformed.
+    """
+    root = find_root(root)
+    truth: dict[str, dict[str, SliceTruth]] = {}
+    for row in read_labels(root):
+        truth.setdefault(row.patient, {})[str(row.slice_number)] = row
+    cases, notes = [], []
+    for patient in patients(root):
+        case, remarks = _case(root, patient, truth.get(patient, {}))
+        notes += remarks
+        if case.slices:
+            cases.append(case)
+    absent = sorted(set(truth) - {case.patient for case in cases})
+    if absent:
+        notes.append(f"patients of the table whose slices are not here: {listing(absent, most=10)}")
+    return CtIch(root, tuple(cases), tuple(notes))
+
+
+def _case(root: Path, patient: str, truth: dict[str, SliceTruth]) -> tuple[Case, list[str]]:
+    names = {entry.name for entry in (root / PATIENTS_FOLDER / patient / "brain").iterdir()}
+    slices = [n.removesuffix(".jpg") for n in names if n.endswith(".jpg") and not n.endswith(MASK_END)]
+    slices.sort(key=natural_key)
+    masked = {n.removesuffix(MASK_END) for n in names if n.endswith(MASK_END)}
+    notes = [
+        f"patient {patient}: {text}: {listing(sorted(which, key=natural_key))}"
+        for text, which in (
+            ("slices without a row in the table, taken as unknown", set(slices) - set(truth)),
+            ("rows of the table without a slice", set(truth) - set(slices)),
+            ("masks without a slice, left out", masked - set(slices)),
+            ("slices whose row says no hemorrhage but that have a mask, taken as unknown",
+             {n for n in masked & set(truth) if not truth[n].any}),
+        )
+        if which
+    ]  # fmt: skip
+    records = tuple(_record(name, truth.get(name), name in masked) for name in slices)
+    return Case("ct_ich", patient, "", records), notes
+
+
+def _record(name: str, truth: SliceTruth | None, masked: bool) -> SliceRecord:
+    """Only a slice whose row says no hemorrhage has an empty mask; a mask that contradicts its row settles nothing."""
+    if truth is None:
+        return SliceRecord(name, UNKNOWN_FINDINGS, "unknown")
+    if truth.any:
+        return SliceRecord(name, tuple(map(float, truth.findings)), "drawn" if masked else "unknown")
+    return SliceRecord(name, NO_FINDINGS, "unknown" if masked else "empty")
