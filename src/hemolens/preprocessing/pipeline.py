@@ -163,15 +163,36 @@ def contexts(crops: NDArray[np.uint8], offsets_mm: NDArray[np.float64], context_
     networks are trained on; where there is none, the nearest slice stands in.
     """
     seen = np.empty((len(crops), 3, *crops.shape[1:]), dtype=np.uint8)
-    for k, offset in enumerate(offsets_mm):
-        for channel, shift in enumerate((-context_mm, 0.0, context_mm)):
-            distance = np.abs(offsets_mm - (offset + shift))
-            near = np.flatnonzero(distance < context_mm / 2)
-            if near.size > 1:
-                seen[k, channel] = np.rint(crops[near].mean(axis=0, dtype=np.float32)).astype(np.uint8)
-            else:
-                seen[k, channel] = crops[near[0] if near.size else int(distance.argmin())]
+    for k in range(len(crops)):
+        for channel, members in enumerate(context_members(offsets_mm, context_mm, k)):
+            seen[k, channel] = merge_slices(crops[members])
     return seen
+
+
+def context_members(
+    offsets_mm: NDArray[np.float64], context_mm: float, index: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Return which slices make up each of the three images of slice `index` (see `contexts`)."""
+
+    def near(at: float) -> NDArray[np.intp]:
+        distance = np.abs(offsets_mm - at)
+        found = np.flatnonzero(distance < context_mm / 2)
+        return found if found.size else np.array([distance.argmin()])
+
+    offset = offsets_mm[index]
+    return near(offset - context_mm), near(offset), near(offset + context_mm)
+
+
+def merge_slices(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the mean of ``(slices, size, size)``, rounded."""
+    if len(crops) == 1:
+        return np.asarray(crops[0])
+    return np.asarray(np.rint(crops.mean(axis=0, dtype=np.float32)).astype(np.uint8))
+
+
+def slice_offsets(volume: Volume, context_mm: float) -> NDArray[np.float64]:
+    """Return where each slice lies along the body, in mm and in the network's order; `context_mm` apart if unknown."""
+    return _offsets(volume.stack, len(volume), Orientation.of(volume.stack), context_mm)
 
 
 def _offsets(stack: Stack | None, slices: int, orientation: Orientation, context_mm: float) -> NDArray[np.float64]:
