@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hemolens.errors import OutputError
@@ -33,6 +33,22 @@ FILES = frozenset({FINDINGS, REPORT, "mask.nii.gz", "mask_geometry.json", "proba
 """Names of files that hemolens writes into a result folder."""
 FOLDERS = frozenset({"masks", "probability"})
 """Names of folders of PNG files."""
+
+
+@dataclass(frozen=True)
+class ResultKind:
+    """What one verb writes into its folder, so that nothing else is ever replaced."""
+
+    marker: str
+    """Name of the JSON file that comes last: a folder that has it is complete."""
+    files: frozenset[str]
+    """Names of files, `marker` among them."""
+    folders: frozenset[str] = frozenset()
+    """Names of folders that hold PNG files alone."""
+
+
+ANALYSIS = ResultKind(FINDINGS, FILES, FOLDERS)
+"""What `hemolens analyze` writes."""
 INVISIBLE = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 """Names that desktops put into any folder; they are left where they are."""
 STAGING = ".hemolens-"
@@ -88,8 +104,8 @@ def write_reports(
     return _named(out, contents)
 
 
-def check_target(out: Path, *, overwrite: bool) -> None:
-    """Find out whether results may be written to `out`, before any work is done for them.
+def check_target(out: Path, *, overwrite: bool, kind: ResultKind = ANALYSIS) -> None:
+    """Find out whether results of a kind may be written to `out`, before any work is done for them.
 
     Raises
     ------
@@ -100,7 +116,7 @@ def check_target(out: Path, *, overwrite: bool) -> None:
         if out.exists() and not out.is_dir():
             raise OutputError(f"{out}: this is a file. Name a folder with -o.")
         entries = _entries(out) if out.exists() else []
-        foreign = [entry.name for entry in entries if not _is_ours(entry)]
+        foreign = [entry.name for entry in entries if not _is_ours(entry, kind)]
     except OSError as error:
         raise _refused(out, error) from error
     if entries and not overwrite:
@@ -108,11 +124,11 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise OutputError(f"{out}: holds {foreign[0]}{more}, no result of hemolens. Name another folder with -o.")
-    if entries and not _is_result(out / FINDINGS):
+    if entries and not _is_result(out / kind.marker):
         raise OutputError(f"{out}: holds no earlier result of hemolens to overwrite. Name another folder with -o.")
 
 
-def write_folder(out: Path, contents: Mapping[str, bytes]) -> None:
+def write_folder(out: Path, contents: Mapping[str, bytes], kind: ResultKind = ANALYSIS) -> None:
     """Write files into a new folder, or in place of an earlier result; all of them or none.
 
     Parameters
@@ -121,6 +137,8 @@ def write_folder(out: Path, contents: Mapping[str, bytes]) -> None:
         The folder.
     contents
         Relative path → bytes.
+    kind
+        Whose result it is.
 
     Raises
     ------
@@ -134,7 +152,7 @@ def write_folder(out: Path, contents: Mapping[str, bytes]) -> None:
                 parent.mkdir()
                 made.append(parent)
         if out.exists():
-            _replace(out, contents)
+            _replace(out, contents, kind.marker)
         else:
             with _staging(out.absolute().parent) as staging:
                 _write_all(staging, contents)
@@ -149,14 +167,14 @@ def write_folder(out: Path, contents: Mapping[str, bytes]) -> None:
         raise
 
 
-def _replace(out: Path, contents: Mapping[str, bytes]) -> None:
+def _replace(out: Path, contents: Mapping[str, bytes], marker: str) -> None:
     with _staging(out) as staging:
         new, old = staging / "new", staging / "old"
         new.mkdir()
         old.mkdir()
         _write_all(new, contents)
-        gone = sorted((entry.name for entry in _entries(out)), key=lambda name: name != FINDINGS)
-        come = sorted((entry.name for entry in new.iterdir()), key=lambda name: name == FINDINGS)
+        gone = sorted((entry.name for entry in _entries(out)), key=lambda name: name != marker)
+        come = sorted((entry.name for entry in new.iterdir()), key=lambda name: name == marker)
         moves = [(out / name, old / name) for name in gone] + [(new / name, out / name) for name in come]
         done: list[tuple[Path, Path]] = []
         try:
@@ -211,10 +229,10 @@ def _entries(out: Path) -> list[Path]:
     return sorted(e for e in out.iterdir() if not e.name.startswith(STAGING) and e.name not in INVISIBLE)
 
 
-def _is_ours(entry: Path) -> bool:
-    if entry.name in FOLDERS:
+def _is_ours(entry: Path, kind: ResultKind) -> bool:
+    if entry.name in kind.folders:
         return entry.is_dir() and not entry.is_symlink() and all(e.suffix == ".png" for e in entry.iterdir())
-    return entry.name in FILES and entry.is_file()
+    return entry.name in kind.files and entry.is_file()
 
 
 def _is_result(path: Path) -> bool:

@@ -56,20 +56,37 @@ def mask_files(label_map: LabelMap) -> dict[str, bytes]:
             f"masks/{name}.png": _png(np.where(labels > 0, 255, 0).astype(np.uint8))
             for name, labels in zip(picture_names(volume), label_map.labels, strict=True)
         }
-    files = {"mask.nii.gz": _nifti(label_map.labels, volume)}
+    return {"mask.nii.gz": _nifti(label_map.labels, volume)} | geometry_files(volume)
+
+
+def geometry_files(volume: Volume) -> dict[str, bytes]:
+    """Return ``mask_geometry.json``, which must go with the NIfTI files of a stack that has no affine, or nothing."""
     if volume.source.kind == "dicom" and not volume.require_stack().is_regular:
-        files["mask_geometry.json"] = _geometry(volume)
-    return files
+        return {"mask_geometry.json": _geometry(volume)}
+    return {}
 
 
 def probability_files(volume: Volume, prediction: Prediction) -> dict[str, bytes]:
     """Return the files that hold the probability of blood: NIfTI, 0 to 1, or one PNG per slice, 0 to 255."""
+    return map_files(volume, prediction.blood.astype(np.float32), "probability")
+
+
+def map_files(volume: Volume, values: NDArray[np.float32], name: str) -> dict[str, bytes]:
+    """Return the files that hold any map from 0 to 1 on the grid of a scan, as `probability_files` does.
+
+    Parameters
+    ----------
+    values
+        Shape of the volume.
+    name
+        Name of the NIfTI file, or of the folder of PNG files.
+    """
     if volume.source.kind == "images":
         return {
-            f"probability/{name}.png": _png(np.rint(blood.astype(np.float32) * 255).clip(0, 255).astype(np.uint8))
-            for name, blood in zip(picture_names(volume), prediction.blood, strict=True)
+            f"{name}/{stem}.png": _png(np.rint(plane * 255).clip(0, 255).astype(np.uint8))
+            for stem, plane in zip(picture_names(volume), values, strict=True)
         }
-    return {"probability.nii.gz": _nifti(prediction.blood.astype(np.float32), volume)}
+    return {f"{name}.nii.gz": _nifti(values, volume)}
 
 
 def picture_names(volume: Volume) -> list[str]:
