@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": BELOW_MEASUREMENTS | {"reports"},
     "demo": GROUND | {"geometry", "volume"},
     **dict.fromkeys(ASIDE, BELOW_MEASUREMENTS | ASIDE),
-    "explain": BELOW_MEASUREMENTS | ASIDE | {"reports"},
+    **dict.fromkeys(("evaluation", "explain"), BELOW_MEASUREMENTS | ASIDE | {"reports"}),
     "cli": BELOW_MEASUREMENTS | ASIDE | {"reports", "analysis", "demo"},
 }
 """Part of hemolens → the other parts that it may import. A part that is not named here may not exist."""
