@@ -97,7 +97,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: there is no such checkpoint.") from None
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError) as error:
         raise ModelError(f"{path}: is damaged or no checkpoint ({type(error).__name__}). Start anew.") from error
-    if not isinstance(state, dict) or "config" not in state:
+    if not isinstance(state, dict) or not {"config", "weights"} <= state.keys():
         raise ModelError(f"{path}: is damaged or no checkpoint of hemolens. Start anew.")
     return state
 
@@ -169,11 +169,7 @@ def kept_weights(source: Path) -> dict[str, Any]:
             "holds no weights to go on from",
             f"Name the folder of a training run, which holds {BEST}; a network that was exported cannot learn on.",
         )
-    state = load_state(path)
-    weights = state.get("average", state.get("network"))
-    if not isinstance(weights, dict):
-        raise ModelError(f"{path}: is no checkpoint of hemolens. Start anew.")
-    return weights
+    return dict(load_state(path)["weights"])
 
 
 def check_same_run(state: dict[str, Any], config: TrainConfig, folder: Path) -> None:

@@ -36,27 +36,27 @@ class LossConfig:
         If a value is out of range.
     """
 
-    mask_bce: float = 8.0
+    mask_bce: float = 1.0
     """Binary cross-entropy of blood, over all pixels whose truth is known."""
-    mask_dice: float = 0.7
+    mask_dice: float = 1.0
     """One minus Dice (Milletari et al. 2016)."""
     mask_focal: float = 0.0
     """Focal loss (Lin et al. 2017), with `focal_gamma` and `focal_alpha`."""
     mask_tversky: float = 0.0
     """One minus the Tversky index (Salehi et al. 2017), with `tversky_alpha` and `tversky_beta`."""
-    subtype: float = 0.6
+    subtype: float = 0.0
     """Cross-entropy of the subtype where it is drawn, each subtype alike."""
-    weak_subtype: float = 0.3
+    weak_subtype: float = 0.0
     """Blood of unknown subtype must have one that its slice's findings allow."""
-    clean_top: float = 0.1
+    clean_top: float = 0.0
     """The brightest pixels of a sample without hemorrhage are pushed down."""
-    weak_top: float = 0.2
+    weak_top: float = 0.0
     """The brightest pixels of a sample with hemorrhage and an unknown mask are pushed up."""
-    outside: float = 0.5
+    outside: float = 0.0
     """Blood outside the skull is pushed down."""
-    findings: float = 0.7
+    findings: float = 1.0
     """Binary cross-entropy of the findings of slices (or of the volume, where that is the sample)."""
-    scan: float = 0.7
+    scan: float = 1.0
     """Binary cross-entropy of the findings of whole scans, for networks that tell both."""
     overlap: Literal["sample", "batch"] = "sample"
     """Dice and Tversky of each sample that holds blood, averaged; or of all pixels of the batch together, so that
