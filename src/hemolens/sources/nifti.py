@@ -119,6 +119,31 @@ def read_nifti(entry: Entry, source: str, progress: Callable[[float], None]) -> 
     return volume.with_notes(*notes)
 
 
+@dataclass(frozen=True, eq=False)
+class NiftiLayout:
+    """What a file's header says of the volume in it, without reading a voxel."""
+
+    shape: tuple[int, int, int]
+    """Slices, rows, columns, as `read_nifti` returns them."""
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    """As `SourceInfo.ndarray_axes` and `ndarray_flips`."""
+    affine_lps: NDArray[np.float64]
+    """Of the file's own axes."""
+
+
+def read_nifti_layout(entry: Entry, source: str) -> NiftiLayout:
+    """Read the header only; raises as `read_nifti` does."""
+    try:
+        with entry.open() as raw, _unpacked(raw) as stream:
+            grid = _read_grid(stream, source)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DecodeError(source, "is cut short or damaged", REMEDY_DAMAGED) from error
+    axes, flips = _axes_and_flips(grid.affine_lps)
+    slices, rows, columns = (grid.shape[axis] for axis in axes)
+    return NiftiLayout((slices, rows, columns), axes, flips, grid.affine_lps)
+
+
 def _read_grid(stream: BinaryIO, source: str) -> _Grid:
     head = stream.read(348)
     if head[4:8] == b"n+2\0":

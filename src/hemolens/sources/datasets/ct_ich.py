@@ -12,7 +12,6 @@ The published download nests all this under one more folder; either level is tak
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from hemolens.sources.datasets.cases import (
     SliceRecord,
     single_subtype,
 )
+from hemolens.sources.datasets.tables import read_table
 from hemolens.sources.files import file_entry, folder_entries, listing
 from hemolens.sources.images import natural_key, pick_slices, read_gray, read_images
 from hemolens.volume import DisplayWindow, Volume
@@ -42,6 +42,11 @@ SLICE_STEP_MM = 5.0
 WINDOW = DisplayWindow(40.0, 120.0)
 BLOOD_ABOVE = 128
 """Mask pixels brighter than this are blood; JPEG blurs the rest."""
+COLUMNS = (
+    "PatientNumber", "SliceNumber", "Intraventricular", "Intraparenchymal", "Subarachnoid", "Epidural", "Subdural",
+    "No_Hemorrhage",
+)  # fmt: skip
+REMEDY = "Download the data set's table again."
 MASK_END = "_HGE_Seg.jpg"
 
 
@@ -91,7 +96,7 @@ def locate(path: Path) -> Location | None:
         For a ``bone`` folder: the bone window shows no blood.
     """
     here = path.absolute()
-    for root in (here, *(here / name for name in _only_folder(here))):
+    for root in (here, *(here / name for name in only_folder(here))):
         if (root / PATIENTS_FOLDER).is_dir():
             return Location(root, None)
     if here.name == PATIENTS_FOLDER and _patient_folders(here):
@@ -106,7 +111,7 @@ def locate(path: Path) -> Location | None:
     return Location(patient.parent.parent, patient.name)
 
 
-def _only_folder(path: Path) -> list[str]:
+def only_folder(path: Path) -> list[str]:
     """Return the name of the one folder below, as in the published download; nothing if there are several."""
     try:
         folders = [item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith(".")]
@@ -208,13 +213,12 @@ def read_labels(root: Path) -> tuple[SliceTruth, ...]:
     InputError
         If the table is missing, lacks a column or holds something else than numbers.
     """
-    path = find_root(root) / LABELS_FILE
-    entry = file_entry(path)
-    try:
-        with entry.path.open(newline="", encoding="utf-8-sig") as stream:  # the file starts with a byte-order mark
-            return tuple(_truth(path, line, row) for line, row in enumerate(csv.DictReader(stream), 2))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(path, "is no CSV table", "Download the data set's table again.") from error
+    return read_rows(find_root(root) / LABELS_FILE)
+
+
+def read_rows(path: Path) -> tuple[SliceTruth, ...]:
+    """Read a table of slices; that of the NIfTI form (1.3) has the same columns. Raises as `read_labels`."""
+    return tuple(_truth(path, line, row) for line, row in enumerate(read_table(path, COLUMNS, REMEDY), 2))
 
 
 def _truth(path: Path, line: int, row: dict[str, str]) -> SliceTruth:
@@ -238,7 +242,7 @@ def _number(path: Path, line: int, row: dict[str, str], column: str) -> int:
         return int(row[column])
     except (KeyError, TypeError, ValueError) as error:
         problem = f"line {line} has no whole number for {column}"
-        raise InputError(path, problem, "Download the data set's table again.") from error
+        raise InputError(path, problem, REMEDY) from error
 
 
 def slice_path(root: Path, truth: SliceTruth) -> Path:

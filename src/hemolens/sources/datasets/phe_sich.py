@@ -7,7 +7,6 @@ spacing.
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from hemolens.sources.datasets.cases import (
     MaskState,
     SliceRecord,
 )
+from hemolens.sources.datasets.tables import read_table
 from hemolens.sources.files import file_entry
 from hemolens.sources.images import read_gray
 from hemolens.volume import DisplayWindow, SourceInfo, Volume
@@ -64,13 +64,15 @@ def read_slices(root: Path) -> tuple[PheSlice, ...]:
     table = root / "slices.csv"
     if not table.is_file():
         raise InputError(root, "slices.csv is missing", "Point at the folder that holds slices.csv and images/.")
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    missing = {"file", "patient", "slice", "blood"} - set(rows[0] if rows else ())
-    if missing:
-        raise InputError(table, f"no column {', '.join(sorted(missing))}", "Use the table as it was published.")
+    remedy = "Use the table as it was published."
+    rows = read_table(table, ("file", "patient", "slice", "blood"), remedy)
     states: dict[str, BloodState] = {"pseudo": "pseudo", "unsure": "unsure", "none": "none"}
-    return tuple(PheSlice(r["file"], r["patient"], int(r["slice"]), states[r["blood"]]) for r in rows)
+    slices = []
+    for line, row in enumerate(rows, 2):
+        if row["blood"] not in states or not row["slice"].isdigit():
+            raise InputError(table, f"line {line} has no slice number or no known state of blood", remedy)
+        slices.append(PheSlice(row["file"], row["patient"], int(row["slice"]), states[row["blood"]]))
+    return tuple(slices)
 
 
 def read_image(root: Path, row: PheSlice) -> NDArray[np.uint8]:
