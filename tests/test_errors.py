@@ -17,6 +17,7 @@ TREE = {
     "OutputError": "HemolensError",
     "ConfigError": "HemolensError",
     "ModelError": "HemolensError",
+    "DivergedError": "HemolensError",
     "DependencyError": "HemolensError",
 }
 

@@ -10,6 +10,7 @@
     ├── OutputError           the result cannot be written
     ├── ConfigError           a setting is unknown or out of range
     ├── ModelError            weights or their card are missing, damaged or do not fit
+    ├── DivergedError         the loss of a training run became NaN or infinite
     └── DependencyError       an optional part of hemolens is not installed
 
 Every front-end turns a `HemolensError` into one line; any other exception is a bug.
@@ -66,6 +67,10 @@ class ConfigError(HemolensError):
 
 class ModelError(HemolensError):
     """Weights or their card are missing, damaged or do not fit this version."""
+
+
+class DivergedError(HemolensError):
+    """The loss or the gradient of a training run became NaN or infinite."""
 
 
 class DependencyError(HemolensError):

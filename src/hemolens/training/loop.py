@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hemolens.config import to_mapping
-from hemolens.errors import ConfigError, HemolensError
+from hemolens.errors import ConfigError, DivergedError
 from hemolens.models.network import Network
 from hemolens.models.output import NetOutput
 from hemolens.training.augment import augment_batch
@@ -134,7 +134,7 @@ def train(job: Job, network: Network, *, resume: bool = False, tell: Tell | None
         If the checkpoint is of a run with other settings or data, or the score to watch is undefined.
     OutputError
         If the disk is full.
-    HemolensError
+    DivergedError
         If the loss becomes NaN or infinite; the batch is written down.
     """
     config, fabric = job.config, job.fabric
@@ -220,7 +220,7 @@ def _step(job: Job, module: nn.Module, stepper: Any, batch: Batch, step: int) ->
     return output, loss, norm
 
 
-def _not_finite(job: Job, batch: Batch, step: int, problem: str) -> HemolensError:
+def _not_finite(job: Job, batch: Batch, step: int, problem: str) -> DivergedError:
     """Write the batch down and return the error to raise."""
     rank = job.fabric.global_rank
     path = job.out / (NAN_BATCH if not rank else NAN_BATCH.replace(".", f"-{rank}."))
@@ -229,7 +229,7 @@ def _not_finite(job: Job, batch: Batch, step: int, problem: str) -> HemolensErro
         np.savez_compressed(file, step=step, names=np.array(batch["names"], dtype=str), **arrays)
     strange = [key for key in ("images", "inside") if key in arrays and not np.isfinite(arrays[key]).all()]
     remedy = f"Its {strange[0]} are not finite: look there." if strange else "Lower optimizer.rate."
-    return HemolensError(f"{problem} at step {step + 1}. The batch is in {path}. {remedy}")
+    return DivergedError(f"{problem} at step {step + 1}. The batch is in {path}. {remedy}")
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from hemolens.errors import ConfigError, OutputError
 from hemolens.models.network import Network
+from hemolens.models.registry import build_network
+from hemolens.models.run_card import write_run_card
 from hemolens.sources.datasets.cases import DataSet
-from hemolens.sources.splits import Split
-from hemolens.training.config import TrainConfig
+from hemolens.sources.splits import Fold, Split, make_split, read_split, write_split
+from hemolens.training.checkpoint import (
+    BEST,
+    CHECKPOINT,
+    CONFIG,
+    disk_watched,
+    kept_weights,
+    load_state,
+    load_weights,
+    memory_error,
+    out_of_memory,
+    write_whole,
+)
+from hemolens.training.config import TrainConfig, save_config
+from hemolens.training.devices import open_fabric
+from hemolens.training.logs import CURVES_NAME, draw_curves
+from hemolens.training.loop import Job, Outcome, Progress, Tell, train
+from hemolens.training.provenance import data_told, identity, session
+from hemolens.training.store import Store, build_store
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
-
-    stage: str
-    """``"prepare"`` (decoding), ``"train"``, ``"validate"`` or ``"export"``."""
-    step: int
-    steps: int
-    seconds: float
-    """Since this process began to train."""
-    row: Mapping[str, float] | None = None
-    """A line of the log, when one was written: ``loss`` and its parts, ``rate``, and ``val_…`` after a validation."""
-
-    @property
-    def share(self) -> float:
-        """How much is done, 0 to 1."""
-        return self.step / self.steps if self.steps else 0.0
-
-
-Tell = Callable[[Progress], None]
+PROVENANCE = "provenance.json"
+SPLIT = "split.json"
+CACHE = "cache"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +105,143 @@ def run_training(
         For data or a split that cannot be used.
     OutputError
         If `out` holds a run already (and `resume` is off) or cannot be written.
+    DivergedError
+        If the loss becomes NaN or infinite; the batch is written down.
     HemolensError
-        If the loss becomes NaN or infinite (the batch is written down), or memory runs out.
+        If memory runs out.
     """
-    raise NotImplementedError
+    try:
+        fabric = open_fabric(config)
+        if fabric.is_global_zero:
+            _open_folder(out, resume=resume)
+            if split is None:
+                own_split(config, datasets, out / SPLIT)
+        fabric.barrier()
+        split = split or read_split(out / SPLIT)
+        chosen = split.fold(fold)
+        _check_data(config, datasets, split, chosen)
+        torch.manual_seed(config.seed)
+        network = _first_network(config)
+        data = replace(config.data, depth=network.depth) if network.sample == "volume" else config.data
+        stores = _stores(
+            config, datasets, split, chosen, cache or out / CACHE, progress if fabric.is_global_zero else None
+        )
+        if fabric.is_global_zero:
+            _write_beginning(config, datasets, split, fold, out, resume=resume)
+        fabric.barrier()
+        job = Job(config, data, *stores, identity(datasets, chosen), out, fabric)
+        outcome = train(job, network, resume=resume, tell=progress)
+        return _finish(job, outcome, progress, export=export)
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise memory_error(config) from error
+        raise
+
+
+def _open_folder(out: Path, *, resume: bool) -> None:
+    """Make the folder of the run, and refuse one that holds something else."""
+    with disk_watched(out):
+        out.mkdir(parents=True, exist_ok=True)
+    begun = (out / CHECKPOINT).exists() or (out / BEST).exists()
+    if begun and not resume:
+        raise OutputError(f"{out}: holds a training run already. Go on with --resume, or name another folder.")
+    if not (out / CONFIG).exists() and any(p.name not in (CACHE, SPLIT) for p in out.iterdir()):
+        raise OutputError(f"{out}: is not empty and holds no training run. Name another folder.")
+    for left in out.glob("*.part"):  # of a write that power cut short
+        left.unlink()
+
+
+def own_split(config: TrainConfig, datasets: Sequence[DataSet], path: Path) -> Path:
+    """Write a split by patients, unless there is one at `path` already.
+
+    Data sets that teach by derived masks are always trained on, those for research use only are always tested on.
+    """
+    if not path.exists():
+        derived = {d.name for d in datasets if any(s.mask_state == "pseudo" for c in d.cases for s in c.slices)}
+        reserved = {d.name for d in datasets if not d.trainable and not config.research_data}
+        if len(derived | reserved) == len(datasets):  # nothing would be left to validate on
+            derived = set()
+        write_split(make_split(datasets, seed=config.seed, train_only=derived - reserved, test_only=reserved), path)
+    return path
+
+
+def _check_data(config: TrainConfig, datasets: Sequence[DataSet], split: Split, fold: Fold) -> None:
+    split.check(datasets, partial=True)
+    here = {d.name for d in datasets}
+    used = {member.partition("/")[0] for member in (*fold.train, *fold.validation)}
+    if used - here:
+        raise ConfigError(f"The split also needs {', '.join(sorted(used - here))}, which is not here.")
+    kept = sorted(d.name for d in datasets if not d.trainable and any(m.startswith(f"{d.name}/") for m in fold.train))
+    if kept and not config.research_data:
+        raise ConfigError(
+            f"{kept[0]} is for research use only, and weights trained on it are, too. Set research_data=true to allow "
+            "that, or leave it out of the training side of the split."
+        )
+    if not fold.train:
+        raise ConfigError("The training side of this fold is empty.")
+    if not fold.validation and config.select != "last":
+        raise ConfigError("This fold has no validation side: set select=last, which needs none.")
+
+
+def _first_network(config: TrainConfig) -> Network:
+    network = build_network(config.network, pretrained=not config.start)
+    if config.start:
+        load_weights(network, kept_weights(Path(config.start)), Path(config.start))
+    return network
+
+
+def _stores(
+    config: TrainConfig, datasets: Sequence[DataSet], split: Split, fold: Fold, folder: Path, progress: Tell | None
+) -> tuple[Store, Store | None]:
+    """Decode the training and the validation side."""
+    began = time.monotonic()
+    sides = [side for side in (fold.train, fold.validation) if side]
+    made = []
+    for number, side in enumerate(sides):
+
+        def told(share: float, number: int = number) -> None:
+            if progress:
+                done = round(100 * (number + share) / len(sides))
+                progress(Progress("prepare", done, 100, time.monotonic() - began))
+
+        workers = max(config.data.workers, 1)
+        made.append(
+            build_store(datasets, side, config.preprocess, folder, unit=split.unit, workers=workers, progress=told)
+        )
+    return made[0], made[1] if len(made) > 1 else None
+
+
+def _write_beginning(
+    config: TrainConfig, datasets: Sequence[DataSet], split: Split, fold: int, out: Path, *, resume: bool
+) -> None:
+    """Write the settings, the split and where the run comes from."""
+    path = out / PROVENANCE
+    with disk_watched(out / CONFIG):
+        if not (resume and (out / CHECKPOINT).exists()):
+            save_config(config, out / CONFIG)
+        if not (out / SPLIT).exists():
+            write_split(split, out / SPLIT)
+        sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"] if resume and path.exists() else []
+        told = {"seed": config.seed, **data_told(datasets, split, fold), "sessions": [*sessions, session()]}
+        write_whole(path, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _finish(job: Job, outcome: Outcome, progress: Tell | None, *, export: bool) -> RunResult:
+    """Take the weights that are kept, draw the curves, export the model."""
+    config, out, state = job.config, job.out, outcome.state
+    best = load_state(out / BEST)
+    network = outcome.average.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    load_weights(network, best["weights"], out / BEST)
+    model = None
+    if job.fabric.is_global_zero:
+        draw_curves(outcome.rows, out / CURVES_NAME, f"{config.network.kind}: {out.name}")
+        if export:
+            if progress:
+                progress(Progress("export", state.step, state.step, state.seconds))
+            told = json.loads((out / PROVENANCE).read_text(encoding="utf-8"))
+            model = write_run_card(network, config.preprocess, out, told)
+    job.fabric.barrier()
+    return RunResult(
+        out, config, network.eval(), state.step, state.stopped, best["score"], int(best["step"]),
+        tuple(outcome.rows), model,
+    )  # fmt: skip
