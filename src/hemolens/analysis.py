@@ -116,6 +116,7 @@ def analyze(
     timing: dict[str, float] = {}
     # Loading the network is no part of a stage: it happens once for any number of scans.
     predictor = predictor or Predictor(load_model(options.model), options.runtime, options.threads)
+    predictor.check_complete()
     with _stage("read", timing, tell):
         volume = source if isinstance(source, Volume) else _read(source, options.read, tell)
     with _stage("preprocess", timing, tell):

@@ -112,6 +112,10 @@ class Calibration:
         return probability, (min(low, float(probability[0])), max(high, float(probability[0])))
 
 
+UNCALIBRATED = Calibration(Logistic((0.5, 0.5), 0.0), Logistic((1.0,), 0.0), Logistic((1.0,), 0.0))
+"""Takes what a network says as it is: its slice head and its outline each have half a say."""
+
+
 def study_score(slice_log_odds: Array) -> Array:
     """Return the mean of the `TOP_SLICES` highest log-odds of each finding, shape ``(6,)``."""
     top = np.sort(np.asarray(slice_log_odds, float), axis=0)[-TOP_SLICES:]

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hemolens.errors import ModelError
 from hemolens.inference.calibrate import logit, sigmoid
 from hemolens.inference.prediction import Prediction
 from hemolens.inference.registry import Model
 from hemolens.inference.runtime import Float, Runtime, open_runtime
+from hemolens.inference.windows import Averaged, pieces, stacks, windows
 from hemolens.preprocessing.pipeline import Prepared, prepare
 from hemolens.volume import Volume
 
 BATCH = 4
+LONGEST_SCAN = 96
+"""A network that reads scans is shown at most this many slices at a time; memory grows with them."""
 TOP_PIXELS = 30
 """A slice's mask score is the mean probability of this many pixels of the crop: about 0.4 square centimeters."""
 SUBTYPE_FLOOR = 0.1
@@ -24,18 +28,22 @@ SUBTYPE_FLOOR = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Network output on its own grid and in its own slice order, mirrored copies averaged, gated."""
+    """Network output on its own grid and in its own slice order, gated; None for what a network does not tell."""
 
-    blood: Float
+    blood: Float | None
     """Probability, shape ``(slices, size, size)``."""
-    subtypes: Float
+    subtypes: Float | None
     """Probability of each subtype given blood, shape ``(slices, 5, size, size)``."""
-    logits: Float
-    """The slice head's, shape ``(slices, 6)``."""
+    logits: Float | None
+    """Of the findings of each slice, shape ``(slices, 6)``."""
+    scan_logits: Float | None = None
+    """Of the findings of the scan, shape ``(6,)``."""
 
     @property
     def mask_scores(self) -> NDArray[np.float64]:
-        """Log-odds of the mean of the `TOP_PIXELS` brightest pixels of each slice."""
+        """Log-odds of the mean of the `TOP_PIXELS` brightest pixels of each slice; NaN without a mask."""
+        if self.blood is None:
+            return np.full(0 if self.logits is None else len(self.logits), np.nan)
         flat = self.blood.reshape(len(self.blood), -1)
         return logit(np.partition(flat, -TOP_PIXELS, axis=1)[:, -TOP_PIXELS:].mean(axis=1))
 
@@ -62,8 +70,26 @@ class Predictor:
         ------
         GeometryError
             If the slices are not axial.
+        ModelError
+            If the network does not tell all that a `Prediction` holds.
         """
+        self.check_complete()
         return self.finish(*self.score(volume, progress))
+
+    def check_complete(self) -> None:
+        """Make sure that the network tells all that a `Prediction` holds.
+
+        Raises
+        ------
+        ModelError
+            If it does not.
+        """
+        told = self.model.interface
+        if told.mask_channels != 6 or told.sample == "volume" or not told.findings:
+            raise ModelError(
+                f"The model '{self.model.name}' cannot analyze a scan: that takes a network which outlines blood, "
+                "tells its subtype and judges every slice (effunet2d does). Use hemolens evaluate to score this one."
+            )
 
     def score(self, volume: Volume, progress: Callable[[float], None] | None = None) -> tuple[Prepared, Scores]:
         """Prepare a volume and run the network on it."""
@@ -75,24 +101,85 @@ class Predictor:
         return prepare(volume, self.model.preprocess)
 
     def run(self, prepared: Prepared, progress: Callable[[float], None] | None = None) -> Scores:
-        """Run the network on every slice and its mirror image, and average the two."""
-        masks, logits = [], []
+        """Run the network on every slice, and average with the mirror image where it was trained to be."""
+        tell = progress or (lambda fraction: None)
+        runs = {"slice": self._run_slices, "volume": self._run_volume, "scan": self._run_scan}
+        answer = runs[self.model.interface.sample](prepared, tell)
+        mask = answer.get("mask")
+        if mask is not None:
+            mask[:, 0] *= prepared.gates
+        return Scores(
+            None if mask is None else mask[:, 0],
+            mask[:, 1:] if mask is not None and mask.shape[1] > 1 else None,
+            answer.get("slice"),
+            answer.get("scan"),
+        )
+
+    def _run_slices(self, prepared: Prepared, tell: Callable[[float], None]) -> dict[str, Float]:
+        parts: list[dict[str, Float]] = []
         for start in range(0, len(prepared.contexts), BATCH):
-            images = prepared.contexts[start : start + BATCH].astype(np.float32)
-            mask, slices = self.runtime.run(images)
-            mirrored, mirrored_slices = self.runtime.run(np.ascontiguousarray(images[..., ::-1]))
-            mirrored = mirrored[..., ::-1]
-            blood = (_sigmoid(mask[:, :1]) + _sigmoid(mirrored[:, :1])) / 2
-            subtypes = (_softmax(mask[:, 1:]) + _softmax(mirrored[:, 1:])) / 2
-            masks.append(np.concatenate([blood * prepared.gates[start : start + BATCH, None], subtypes], axis=1))
-            logits.append((slices + mirrored_slices) / 2)
-            if progress:
-                progress(min(1.0, (start + BATCH) / len(prepared.contexts)))
-        joined = np.concatenate(masks)
-        return Scores(joined[:, 0], joined[:, 1:], np.concatenate(logits))
+            parts.append(self._answer(self._images(prepared, slice(start, start + BATCH))))
+            tell(min(1.0, (start + BATCH) / len(prepared.contexts)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _run_volume(self, prepared: Prepared, tell: Callable[[float], None]) -> dict[str, Float]:
+        """Run windows of the network's depth; masks are averaged where they overlap, and the highest findings count."""
+        depth, slices = self.model.interface.depth, len(prepared.contexts)
+        shown = [(stack, window) for stack in stacks(slices, prepared.step) for window in windows(len(stack), depth)]
+        joined, scan = Averaged(slices), []
+        for number, (stack, window) in enumerate(shown, start=1):
+            members = stack[window]
+            images = np.zeros((1, 1, depth, *prepared.crops.shape[1:]), dtype=np.float32)
+            images[0, 0, : len(members)] = self._images(prepared, members)[:, 0]
+            answer = self._answer(images)
+            if "mask" in answer:
+                joined.add(members, answer["mask"][0].swapaxes(0, 1))
+            if "scan" in answer:
+                scan.append(answer["scan"][0])
+            tell(number / len(shown))
+        found = {"scan": np.max(scan, axis=0)} if scan else {}
+        return {**found, "mask": joined.mean()} if self.model.interface.mask_channels else found
+
+    def _run_scan(self, prepared: Prepared, tell: Callable[[float], None]) -> dict[str, Float]:
+        """Run the whole scan at once, a very long one in pieces, of which the highest findings count."""
+        slices = len(prepared.contexts)
+        every = list(stacks(slices, prepared.step))
+        joined, scan = Averaged(slices), []
+        for number, stack in enumerate(every, start=1):
+            parts = []
+            for piece in pieces(len(stack), LONGEST_SCAN):
+                answer = self._answer(self._images(prepared, stack[piece])[None])
+                joined.add(stack[piece], answer["slice"][0])
+                parts.append(answer["scan"][0])
+            scan.append(np.max(parts, axis=0))
+            tell(number / len(every))
+        return {"slice": joined.mean(), "scan": np.mean(scan, axis=0)}
+
+    def _images(self, prepared: Prepared, members: slice | NDArray[np.intp]) -> Float:
+        """Return what the network sees of some slices, ``(slices, channels, size, size)``."""
+        seen = prepared.contexts[members]
+        return (seen if self.model.interface.channels == 3 else seen[:, 1:2]).astype(np.float32)
+
+    def _answer(self, images: Float) -> dict[str, Float]:
+        """Return probabilities for masks and logits for findings, averaged with the mirror image where wanted."""
+        answer = _probabilities(self.runtime.run(images))
+        if not self.model.preprocess.mirror:
+            return answer
+        mirrored = _probabilities(self.runtime.run(np.ascontiguousarray(images[..., ::-1])))
+        if "mask" in mirrored:
+            mirrored["mask"] = mirrored["mask"][..., ::-1]
+        return {name: np.asarray((values + mirrored[name]) / 2, np.float32) for name, values in answer.items()}
 
     def finish(self, prepared: Prepared, scores: Scores) -> Prediction:
-        """Calibrate, and bring everything back onto the source grid and into the source's slice order."""
+        """Calibrate, and bring everything back onto the source grid and into the source's slice order.
+
+        Raises
+        ------
+        ModelError
+            If the network does not tell all that a `Prediction` holds.
+        """
+        self.check_complete()
+        assert scores.blood is not None and scores.logits is not None  # noqa: PT018
         log_odds = self.model.calibration.slices(scores.mask_scores, scores.logits.astype(np.float64))
         study, interval = self.model.calibration.study(log_odds)
         blood = prepared.restore(scores.blood).astype(np.float16)
@@ -110,6 +197,7 @@ class Predictor:
 
 def _subtype_map(prepared: Prepared, scores: Scores, blood: NDArray[np.float16]) -> NDArray[np.uint8]:
     """Return the likeliest subtype of every voxel that may be blood; one subtype is on the source grid at a time."""
+    assert scores.subtypes is not None
     best = np.zeros(blood.shape, dtype=np.float32)
     labels = np.zeros(blood.shape, dtype=np.uint8)
     for index in range(scores.subtypes.shape[1]):
@@ -119,6 +207,15 @@ def _subtype_map(prepared: Prepared, scores: Scores, blood: NDArray[np.float16])
         best[higher] = share[higher]
     labels[blood < SUBTYPE_FLOOR] = 0
     return labels
+
+
+def _probabilities(answer: dict[str, Float]) -> dict[str, Float]:
+    """Turn the mask's logits into the probability of blood, then of each subtype given blood."""
+    mask = answer.get("mask")
+    if mask is None:
+        return answer
+    subtypes = [_softmax(mask[:, 1:])] if mask.shape[1] > 1 else []
+    return {**answer, "mask": np.concatenate([_sigmoid(mask[:, :1]), *subtypes], axis=1)}
 
 
 def _sigmoid(x: Float) -> Float:

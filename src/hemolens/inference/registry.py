@@ -17,6 +17,8 @@ from hemolens.inference.prediction import ModelIdentity
 from hemolens.preprocessing.pipeline import PreprocessConfig
 
 DEFAULT_MODEL = "ich-effunet2d-1"
+RUN_CARD = "model.json"
+"""Name of the card in the folder of a training run."""
 SampleKind = Literal["slice", "volume", "scan"]
 
 
@@ -99,7 +101,12 @@ def list_models() -> tuple[Model, ...]:
 
 
 def load_model(name: str | None = None) -> Model:
-    """Return the model called `name`, the one whose card or network file `name` points at, or the default one.
+    """Return the model called `name`, or the default one.
+
+    Parameters
+    ----------
+    name
+        Of a model that ships, or the path of a card, of a network file with its card beside it, or of a run folder.
 
     Raises
     ------
@@ -130,6 +137,13 @@ def _folder() -> Path:
 
 
 def _card_path(name: str) -> Path:
+    if Path(name).is_dir():
+        card = Path(name) / RUN_CARD
+        if not card.is_file():
+            raise ModelError(
+                f"{name}: holds no {RUN_CARD}. Name the folder of a training run that has ended, or a model card."
+            )
+        return card
     if name.endswith((".json", ".onnx")):
         card = Path(name).with_suffix(".json")
         if not card.is_file():

@@ -22,8 +22,12 @@ class Runtime(Protocol):
 
     name: str
 
-    def run(self, images: Float) -> tuple[Float, Float]:
-        """Map gray values ``(n, 3, size, size)`` to mask logits ``(n, 6, size, size)`` and slice logits ``(n, 6)``."""
+    def run(self, images: Float) -> dict[str, Float]:
+        """Map gray values to logits, by name: ``mask``, ``slice`` (of each slice) and ``scan``, as the network tells.
+
+        Images are ``(n, channels, size, size)``, for volumes ``(n, 1, depth, size, size)``, for scans
+        ``(n, slices, channels, size, size)``.
+        """
         ...
 
 
@@ -76,10 +80,11 @@ class OnnxRuntime:
             options.intra_op_num_threads = threads
         self._session: Any = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
-    def run(self, images: Float) -> tuple[Float, Float]:
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, images: Float) -> dict[str, Float]:
         """See `Runtime.run`."""
-        mask, slices = self._session.run(["mask", "slice"], {"images": images})
-        return mask, slices
+        return dict(zip(self._names, self._session.run(self._names, {"images": images}), strict=True))
 
 
 class OpenVino:
@@ -96,7 +101,9 @@ class OpenVino:
         core = openvino.Core()
         self._network: Any = core.compile_model(core.read_model(network), "CPU", settings)
 
-    def run(self, images: Float) -> tuple[Float, Float]:
+        self._names = [output.get_any_name() for output in self._network.outputs]
+
+    def run(self, images: Float) -> dict[str, Float]:
         """See `Runtime.run`."""
         result = self._network({"images": images})
-        return np.asarray(result["mask"]), np.asarray(result["slice"])
+        return {name: np.array(result[name]) for name in self._names}

@@ -1,4 +1,4 @@
-"""`cnn2d`: the students' classifier: convolution, batch normalization, ReLU and pooling, repeated, then dense layers."""
+"""`cnn2d`: the students' classifier: convolution, batch normalization, ReLU, pooling, repeated, then dense layers."""
 
 from __future__ import annotations
 

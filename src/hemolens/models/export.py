@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,23 +44,52 @@ def export_onnx(network: Network, preprocess: PreprocessConfig, path: Path) -> f
     free = {0: torch.export.Dim("n", min=1, max=1024)}
     if network.sample == "scan":
         free[1] = torch.export.Dim("slices", min=1, max=4096)
-    with torch.no_grad():
-        torch.onnx.export(
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
             _Told(network).eval(),
             (torch.zeros(_shape(network, preprocess.size, 2, 3)),),
-            path,
             input_names=["images"],
             output_names=output_names(network),
             dynamic_shapes=(free,),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+    assert program is not None  # what dynamo=True returns
+    if network.sample == "scan":
+        _free_slices(program)
+    path.write_bytes(program.model_proto.SerializeToString())
     difference = _difference(network, preprocess.size, path)
     if difference > LARGEST_DIFFERENCE:
         path.unlink()
         raise ModelError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}; the export was not kept.")
     return difference
+
+
+def _free_slices(program: torch.onnx.ONNXProgram) -> None:
+    """Drop the shapes that torch notes down of recurrent layers: they name the slices of the example, not any."""
+    graph = program.model.graph
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value not in graph.outputs:
+                value.shape = None
+    for value in graph.outputs:
+        assert value.shape is not None
+        if value.name == "slice":
+            value.shape = type(value.shape)(["n", "slices", value.shape[2]])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's remarks about its own insides to itself while it exports."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _shape(network: Network, size: int, n: int, slices: int) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ from hemolens.models.effunet2d import STRIDE
 from hemolens.models.encoder import FEATURE_CHANNELS, EfficientNetLite0
 from hemolens.models.network import Network, pad_to
 from hemolens.models.output import NetOutput
-from hemolens.models.saved import read_network
 
 FAR_BELOW = -1e4
 """Stands for "not there" where the highest of several values is taken."""
@@ -40,7 +39,7 @@ class SequenceConfig:
     imagenet: bool = True
     """Start the encoder from ImageNet weights."""
     backbone: str = ""
-    """Run folder or weights file of a trained `effunet2d`, whose encoder to start from instead."""
+    """Run folder or weights file (``.pt``) of a trained `effunet2d`, whose encoder to start from instead."""
     frozen: bool = True
     """Leave the encoder as it is: much faster, and a scan takes little memory."""
 
@@ -111,12 +110,17 @@ class SequenceNetwork(Network):
         self.scan_head = nn.Linear(2 * (widths[0] + widths[-1]), len(FINDING_NAMES))
         self.freeze()
 
-    def _take_encoder(self, path: Path) -> None:
-        kind, weights = read_network(path)
-        own = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
-        if kind.get("kind", "effunet2d") != "effunet2d" or not own:
-            raise ConfigError(f"network.backbone: {path} holds no effunet2d but {kind.get('kind', 'something else')}.")
-        self.encoder.load_state_dict(own)
+    def _take_encoder(self, source: Path) -> None:
+        from hemolens.training.checkpoint import kept_weights  # builds networks itself
+
+        weights = {n.removeprefix("encoder."): w for n, w in kept_weights(source).items() if n.startswith("encoder.")}
+        own = self.encoder.state_dict()
+        if weights.keys() != own.keys() or any(weights[n].shape != w.shape for n, w in own.items()):
+            raise ConfigError(
+                f"network.backbone: {source} holds no EfficientNet-Lite0 encoder. Name the run of an effunet2d or a "
+                "sequence network."
+            )
+        self.encoder.load_state_dict(weights)
 
     def freeze(self) -> None:
         """Keep the encoder's weights where the configuration says so; its running statistics stay in any case."""

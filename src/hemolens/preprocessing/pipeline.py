@@ -104,6 +104,8 @@ class Prepared:
         What the network sees for each slice: below, the slice, above; uint8, shape ``(slices, 3, size, size)``.
     orientation, crop, shape
         The steps taken, and the source's shape.
+    step
+        Every how many slices lie about ``context_mm`` apart: 1 for thick slices, 5 for slices of 1 mm.
     """
 
     crops: NDArray[np.uint8]
@@ -112,6 +114,7 @@ class Prepared:
     orientation: Orientation
     crop: Crop
     shape: tuple[int, int, int]
+    step: int = 1
 
     def restore(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring ``(slices, size, size)`` from the network's grid onto the source grid; 0 outside the crop."""
@@ -138,7 +141,9 @@ def prepare(volume: Volume, config: PreprocessConfig) -> Prepared:
     crops = np.stack([np.clip(np.rint(crop.extract(g)), 0, 255).astype(np.uint8) for g in gray])
     gates = np.stack([gate(image) for image in crops]) if config.gate else np.ones(crops.shape, dtype=bool)
     offsets = _offsets(volume.stack, len(volume), orientation, config.context_mm)
-    return Prepared(crops, gates, contexts(crops, offsets, config.context_mm), orientation, crop, volume.shape)
+    seen = contexts(crops, offsets, config.context_mm)
+    step = slice_step(offsets, config.context_mm)
+    return Prepared(crops, gates, seen, orientation, crop, volume.shape, step)
 
 
 def choose_crop(gray: NDArray[np.uint8], pixel_aspect: float, config: PreprocessConfig) -> Crop:
@@ -181,6 +186,15 @@ def context_members(
 
     offset = offsets_mm[index]
     return near(offset - context_mm), near(offset), near(offset + context_mm)
+
+
+def slice_step(offsets_mm: NDArray[np.float64], context_mm: float) -> int:
+    """Return every how many slices lie about `context_mm` apart, at least 1.
+
+    Networks that read across slices are shown every that many of them, however thin the slices are.
+    """
+    gap = float(np.median(np.abs(np.diff(offsets_mm)))) if len(offsets_mm) > 1 else context_mm
+    return max(1, min(round(context_mm / gap), len(offsets_mm))) if gap > 0 else 1
 
 
 def merge_slices(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
