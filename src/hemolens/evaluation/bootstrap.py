@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
+
+DRAWS = 2000
+CHUNK = 2_000_000
+"""Weights held at a time, so that memory does not grow with the number of draws times rows."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -22,9 +28,7 @@ class Estimate:
     """Draws in which the score was undefined; they do not count."""
 
 
-def bootstrap(
-    groups: Sequence[str], score: Callable[[NDArray[np.intp]], float], draws: int = 2000, seed: int = 0
-) -> Estimate:
+def bootstrap(groups: Sequence[str], score: Callable[[Array], Array], draws: int = DRAWS, seed: int = 0) -> Estimate:
     """Return `score` on all rows, with its 95 % percentile interval over groups (Efron 1979).
 
     Parameters
@@ -32,18 +36,27 @@ def bootstrap(
     groups
         Patient of each row.
     score
-        Maps row indices to a number, NaN where undefined.
+        Maps weights of the rows, shape ``(draws, rows)``, to one number per draw, NaN where undefined. A row's weight
+        is how often its patient was drawn; `hemolens.evaluation.weighted` holds such scores.
+
+    Returns
+    -------
+    Estimate
+        The interval is NaN for fewer than two groups: one patient says nothing about others.
     """
-    names = np.asarray(groups)
-    rows_of = [np.flatnonzero(names == name) for name in np.unique(names)]
+    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    rows = len(member)
+    value = float(score(np.ones((1, rows)))[0]) if rows else float("nan")
+    if len(names) < 2:
+        return Estimate(value, float("nan"), float("nan"), len(names), 0)
     rng = np.random.default_rng(seed)
-    drawn = np.array(
-        [
-            score(np.concatenate([rows_of[i] for i in rng.integers(len(rows_of), size=len(rows_of))]))
-            for _ in range(draws)
-        ]
-    )
-    told = drawn[np.isfinite(drawn)]
+    drawn = []
+    step = max(1, CHUNK // max(rows, len(names)))
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=size)
+        drawn.append(np.asarray(score(counts[:, member].astype(np.float64))))
+    told = np.concatenate(drawn)
+    told = told[np.isfinite(told)]
     low, high = np.percentile(told, [2.5, 97.5]) if told.size else (np.nan, np.nan)
-    value = score(np.arange(len(names)))
-    return Estimate(float(value), float(low), float(high), len(rows_of), int(draws - told.size))
+    return Estimate(value, float(low), float(high), len(names), int(draws - told.size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,47 +12,29 @@ import numpy as np
 
 from hemolens.config import to_mapping
 from hemolens.evaluation.metrics import youden_threshold
-from hemolens.evaluation.run import ScoredScan, measure_bhsd, measure_ct_ich, score_ct_ich
-from hemolens.inference.calibrate import Calibration, Logistic, sigmoid, study_score
+from hemolens.evaluation.scored import ScoredCase, score_case
+from hemolens.evaluation.summary import FALSE_BLEED_MM2, Measure, Summarizer
+from hemolens.evaluation.tables import Scale, fit_calibration, scan_table, slice_table
+from hemolens.inference.calibrate import UNCALIBRATED, Calibration, sigmoid
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import Model, Thresholds
+from hemolens.labels import FINDING_NAMES, SUBTYPES
 from hemolens.preprocessing.pipeline import PreprocessConfig
+from hemolens.sources.datasets.cases import DataSet
+from hemolens.sources.datasets.opening import open_datasets
 
 MASK_THRESHOLD = 0.5
 """Not tuned: too few drawn masks are there to choose it on."""
-UNCALIBRATED = Calibration(Logistic((0.5, 0.5), 0.0), Logistic((1.0,), 0.0), Logistic((1.0,), 0.0))
+DETECTION = (
+    ("slice", "roc_auc", "ROC-AUC per slice"),
+    ("slice", "average_precision", "average precision per slice"),
+    ("scan", "roc_auc", "ROC-AUC per patient"),
+)
 
 
 def uncalibrated(name: str, path: Path, sha256: str, preprocess: PreprocessConfig) -> Model:
     """Return a network as a model whose probabilities mean nothing yet."""
     return Model(name, path, sha256, preprocess, UNCALIBRATED, Thresholds(MASK_THRESHOLD, 0.5), {})
-
-
-def fit_calibration(scans: list[ScoredScan]) -> Calibration:
-    """Fit slice and scan probabilities on validation patients.
-
-    Raises
-    ------
-    ValueError
-        If no patient bleeds, or all do.
-    """
-    truth = np.concatenate([s.findings for s in scans])
-    logits = np.concatenate([s.scores.logits for s in scans]).astype(float)
-    masks = np.concatenate([s.scores.mask_scores for s in scans])
-    calibration = Calibration(
-        slice_any=Logistic.fit(np.stack([masks, logits[:, 0]], axis=1), truth[:, 0]),
-        slice_subtype=Logistic.fit(logits[:, 1:].reshape(-1, 1), truth[:, 1:].ravel()),
-        study_any=Logistic((1.0,), 0.0),
-    )
-    values = [calibration.slices(s.scores.mask_scores, s.scores.logits.astype(float)) for s in scans]
-    scores = np.array([study_score(v)[0] for v in values])
-    bleeding = np.array([s.findings[:, 0].max() for s in scans])
-    return replace(
-        calibration,
-        study_any=Logistic.fit(scores[:, None], bleeding),
-        study_scores=tuple(round(float(s), 4) for s in scores),
-        study_truth=tuple(int(b) for b in bleeding),
-    )
 
 
 def decision_threshold(calibration: Calibration) -> float:
@@ -74,18 +57,100 @@ def calibrate_and_measure(model: Model, data: Path, validation: list[str], never
     never_seen
         CT-ICH patients used for nothing but the drawn-mask score; may be among `validation`.
     """
+    bhsd, ct_ich = open_datasets(data, ("bhsd", "ct_ich"))
     predictor = Predictor(model)
-    scans = score_ct_ich(predictor, data / "ct_ich", validation)
-    calibration = fit_calibration(scans)
+    patients = list(_scored(predictor, ct_ich, validation))
+    calibration = fit_calibration(patients)
     thresholds = Thresholds(MASK_THRESHOLD, decision_threshold(calibration))
-    predictor.model = replace(model, calibration=calibration, thresholds=thresholds)
-    metrics = measure_ct_ich(predictor, scans, "ct_ich validation")
-    metrics += measure_bhsd(predictor, data / "bhsd")
-    drawn = [s for s in scans if s.patient in never_seen]
-    metrics += [m for m in measure_ct_ich(predictor, drawn, "ct_ich 77-79") if "Dice" in str(m["metric"])]
+    scale = Scale("card", calibration)
+    drawn = [case for case in patients if case.case.patient in never_seen]
+    metrics = [
+        *_ct_ich_rows(_measures(patients, scale), "ct_ich validation"),
+        *_bhsd_rows(_measures(list(_scored(predictor, bhsd)), scale)),
+        *(row for row in _ct_ich_rows(_measures(drawn, scale), _named(never_seen)) if "Dice" in row["metric"]),
+    ]
     return {"calibration": to_mapping(calibration), "thresholds": to_mapping(thresholds), "metrics": metrics}
 
 
 def write_card(path: Path, card: dict[str, Any]) -> None:
     """Write a card as JSON that reads well in a diff."""
     path.write_text(json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def with_calibration(card: dict[str, Any], calibration: Calibration, told: str) -> dict[str, Any]:
+    """Return a run's card with probabilities and thresholds that were fitted on its validation patients.
+
+    Parameters
+    ----------
+    told
+        On whom, in words; it takes the place of the remark that nothing was fitted.
+    """
+    thresholds = Thresholds(card["thresholds"]["mask"], decision_threshold(calibration))
+    limits = [limit for limit in card.get("limits", []) if "not calibrated" not in limit]
+    return {
+        **card,
+        "limits": [*limits, told],
+        "calibration": to_mapping(calibration),
+        "thresholds": to_mapping(thresholds),
+    }
+
+
+def _scored(predictor: Predictor, dataset: DataSet, patients: Collection[str] | None = None) -> Iterator[ScoredCase]:
+    for case in dataset.cases:
+        if patients is None or case.patient in patients:
+            yield score_case(predictor, dataset, case, ("measured",) * len(case.slices))
+
+
+def _measures(cases: Sequence[ScoredCase], scale: Scale) -> list[Measure]:
+    return Summarizer(slice_table(cases, scale), scan_table(cases, scale), {-1: ()}).measures()
+
+
+def _ct_ich_rows(measures: Sequence[Measure], name: str) -> Iterator[dict[str, Any]]:
+    """Yield slice and patient detection, false bleeds on clean slices and, where drawn, pooled Dice."""
+    told = {(m.level, m.metric, m.finding): m for m in measures}
+    for level, metric, title in DETECTION:
+        if (level, metric, "any") in told:
+            unit = "patients" if level == "scan" else "slices"
+            yield _row(name, f"{title}, any", told[level, metric, "any"], unit)
+    for finding in FINDING_NAMES[1:]:
+        found = told.get(("slice", "roc_auc", finding))
+        if found is not None:
+            yield _row(name, f"ROC-AUC per slice, {finding}", found, "slices with it", found.positives)
+    clean = told.get(("slice", f"share_over_{FALSE_BLEED_MM2:.0f}_mm2", "any"))
+    if clean is not None:
+        yield _row(name, f"clean slices with over {FALSE_BLEED_MM2:.0f} mm2 outlined", clean)
+    dice = told.get(("slice", "pooled_dice", "any"))
+    if dice is not None:
+        yield _row(name, "pooled Dice on drawn masks, blood", dice, "slices")
+
+
+def _bhsd_rows(measures: Sequence[Measure]) -> Iterator[dict[str, Any]]:
+    """Yield pooled and mean Dice of blood, and pixel recall per subtype."""
+    told = {(m.metric, m.finding): m for m in measures if m.level == "slice"}
+    yield _row("bhsd", "pooled Dice, blood", told["pooled_dice", "any"], "slices")
+    yield _row("bhsd", "mean Dice per slice, blood", told["mean_dice", "any"], "slices")
+    for subtype in SUBTYPES:
+        for metric in ("outlined_as_blood", "outlined_as_this_subtype"):
+            found = told.get((metric, subtype.name))
+            if found is not None:
+                title = f"pixel recall, {subtype.title.lower()}, {metric.replace('_', ' ')}"
+                yield _row("bhsd", title, found, "slices with it")
+
+
+def _row(on: str, title: str, measure: Measure, unit: str = "", n: int | None = None) -> dict[str, Any]:
+    values = {key: getattr(measure, key) for key in ("value", "low", "high")}
+    return {
+        "on": on,
+        "metric": title,
+        **{key: round(value, 4) if np.isfinite(value) else None for key, value in values.items()},
+        "n": measure.n if n is None else n,
+        "unit": unit or measure.unit,
+        "patients": measure.patients,
+        "undefined_draws": measure.undefined_draws,
+    }
+
+
+def _named(patients: Sequence[str]) -> str:
+    numbers = sorted(int(p) for p in patients)
+    run = numbers == list(range(numbers[0], numbers[-1] + 1)) if numbers else False
+    return f"ct_ich {numbers[0]}-{numbers[-1]}" if run else f"ct_ich {', '.join(map(str, numbers))}"

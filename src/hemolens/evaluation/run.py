@@ -1,163 +1,350 @@
-"""Running a model over cases with a known truth, by the very path that it takes in use."""
+"""Running models over cases with a known truth, by the very path that they take in use, one case at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hemolens.evaluation.bootstrap import Estimate, bootstrap
-from hemolens.evaluation.metrics import auc_score, dice_score, precision_score
-from hemolens.inference.predictor import Predictor, Scores
-from hemolens.labels import SUBTYPES
-from hemolens.preprocessing.pipeline import Prepared
-from hemolens.sources.datasets import bhsd, ct_ich
-from hemolens.sources.study import ReadOptions, read_volume
+from hemolens.errors import ConfigError, InputError
+from hemolens.evaluation.bootstrap import DRAWS
+from hemolens.evaluation.gallery import Gallery
+from hemolens.evaluation.operating import OperatingPoint, choose, fallback
+from hemolens.evaluation.scored import ScoredCase, score_case
+from hemolens.evaluation.sides import UNKNOWN_SIDE, Sides, sides_of_card
+from hemolens.evaluation.summary import Measure, Summarizer
+from hemolens.evaluation.tables import Scale, ScanTable, SliceTable, fit_scale, is_calibrated, scan_table, slice_table
+from hemolens.inference.predictor import Predictor
+from hemolens.inference.registry import Model
+from hemolens.sources.datasets.cases import Case, DataSet
+from hemolens.sources.files import listing
+from hemolens.sources.splits import LEAK_WARNING
 
-FALSE_BLEED_MM2 = 50.0
-CT_ICH_PIXEL_MM = 0.39
-"""Typical pixel size of an adult head in CT-ICH; it is not published."""
+NOTICE = "Research use only. Not a medical device; no clinical decision may rest on it."
+REPORTED = ("test", "validation", UNKNOWN_SIDE)
+"""Sides that are reported unless told otherwise; the training side only where it is asked for."""
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is scored and how.
+
+    Raises
+    ------
+    ConfigError
+        If a side is unknown or a number is out of range.
+    """
+
+    sides: tuple[str, ...] = REPORTED
+    """Sides to report. Validation patients are scored in any case, to choose operating points on."""
+    patients: tuple[str, ...] = ()
+    """Only these, as ``dataset/patient`` or by their number alone; empty for all."""
+    limit: int | None = None
+    """Only so many patients of each data set and side."""
+    draws: int = DRAWS
+    """Of the bootstrap."""
+    pictures: bool = True
+    """Whether to keep slices to look at."""
+
+    def __post_init__(self) -> None:
+        known = ("test", "validation", "train", UNKNOWN_SIDE)
+        strange = [side for side in self.sides if side not in known]
+        if strange:
+            raise ConfigError(f"There is no side {strange[0]!r}; sides are {', '.join(known[:3])}.")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError("The limit must be at least one patient.")
+        if self.draws < 100:
+            raise ConfigError("An interval needs at least 100 draws.")
 
 
 @dataclass(frozen=True, eq=False)
-class ScoredScan:
-    """One CT-ICH patient with the network's output."""
+class Entry:
+    """A model and who is on which side for it."""
 
-    patient: str
-    prepared: Prepared
-    scores: Scores
-    findings: NDArray[np.float64]
-    """True 0 or 1, shape ``(slices, 6)``."""
-    masks: tuple[NDArray[np.bool_] | None, ...]
-    """Drawn or empty mask of each slice; None where unknown."""
+    predictor: Predictor
+    sides: Sides
+    """Sides to score it on: of a split that was asked for, else its own."""
 
-
-def score_ct_ich(predictor: Predictor, root: Path, patients: Iterable[str]) -> list[ScoredScan]:
-    """Run the network on the named patients of CT-ICH."""
-    truth = {(row.patient, row.slice_number): row for row in ct_ich.read_labels(root)}
-    scans = []
-    for patient in patients:
-        volume = read_volume(root, ReadOptions(patient=patient))
-        prepared, scores = predictor.score(volume)
-        rows = [truth[patient, number] for number in volume.source.slice_numbers]
-        masks = tuple(ct_ich.read_mask(root, row) for row in rows)
-        scans.append(ScoredScan(patient, prepared, scores, np.array([r.findings for r in rows], float), masks))
-    return scans
+    @property
+    def model(self) -> Model:
+        """What it runs."""
+        return self.predictor.model
 
 
-def mask_counts(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Return how many pixels are in both masks, in the found one and in the true one."""
-    return float((found & true).sum()), float(found.sum()), float(true.sum())
+@dataclass(frozen=True, eq=False)
+class CaseSet:
+    """Everything about one data set on one side."""
+
+    dataset: str
+    side: str
+    license: str
+    slices: SliceTable
+    scans: ScanTable
+    measures: tuple[Measure, ...]
+    gallery: Gallery | None
+    assumed: str
+    """What was assumed about the size of pixels."""
+
+    @property
+    def name(self) -> str:
+        """As it is titled: data set and side."""
+        return self.dataset if self.side == UNKNOWN_SIDE else f"{self.dataset}, {self.side}"
+
+    @property
+    def patients(self) -> int:
+        """How many patients."""
+        return len(np.unique(self.slices.group))
 
 
-def measure_bhsd(predictor: Predictor, root: Path) -> list[dict[str, object]]:
-    """Return pooled and mean Dice of blood, pixel recall per subtype and subtype accuracy on BHSD's slices."""
-    counts, cases, recalls, per_slice = [], [], [], []
-    threshold = predictor.model.thresholds.mask
-    for item in bhsd.read_slices(root):
-        prediction = predictor.predict(item.volume)
-        found = prediction.blood[0] >= threshold
-        counts.append(mask_counts(found, item.labels > 0))
-        per_slice.append(dice_score(*counts[-1]))
-        cases.append(item.case)
-        recalls.append(
-            [
-                (
-                    float((found & (item.labels == s.index)).sum()),
-                    float((found & (item.labels == s.index) & (prediction.subtype[0] == s.index)).sum()),
-                    float((item.labels == s.index).sum()),
-                )
-                for s in SUBTYPES
-            ]
-        )
-    table, shares, single = np.array(counts), np.array(recalls), np.array(per_slice)
-    rows = [
-        _row("pooled Dice, blood", bootstrap(cases, lambda i: dice_score(*table[i].T)), len(cases), "slices"),
-        _row("mean Dice per slice, blood", bootstrap(cases, lambda i: float(single[i].mean())), len(cases), "slices"),
-    ]
-    for k, subtype in enumerate(SUBTYPES):
-        n = int((shares[:, k, 2] > 0).sum())
-        for name, column in (("outlined as blood", 0), ("outlined as this subtype", 1)):
-            estimate = bootstrap(cases, lambda i, k=k, c=column: _share(shares[i, k, c], shares[i, k, 2]))  # type: ignore[misc]
-            rows.append(_row(f"pixel recall, {subtype.title.lower()}, {name}", estimate, n, "slices with it"))
-    return [{"on": "bhsd", **row} for row in rows]
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What one model brought."""
+
+    number: int
+    """-1 where there is one model only."""
+    entry: Entry
+    scale: Scale
+    points: tuple[OperatingPoint, ...]
 
 
-def measure_ct_ich(predictor: Predictor, scans: list[ScoredScan], name: str) -> list[dict[str, object]]:
-    """Return slice and patient detection, false bleeds on clean slices and, where drawn, pooled Dice on CT-ICH."""
-    calibration, threshold = predictor.model.calibration, predictor.model.thresholds.mask
-    log_odds = [calibration.slices(s.scores.mask_scores, s.scores.logits.astype(float)) for s in scans]
-    groups = [s.patient for s, values in zip(scans, log_odds, strict=True) for _ in values]
-    score, truth = np.concatenate(log_odds), np.concatenate([s.findings for s in scans])
-    patients = [s.patient for s in scans]
-    study = np.array([calibration.study(values)[0][0] for values in log_odds])
-    bleeding = np.array([s.findings[:, 0].max() for s in scans])
-    rows = [
-        _row(
-            "ROC-AUC per slice, any",
-            bootstrap(groups, lambda i: auc_score(truth[i, 0], score[i, 0])),
-            len(score),
-            "slices",
-        ),
-        _row(
-            "average precision per slice, any",
-            bootstrap(groups, lambda i: precision_score(truth[i, 0], score[i, 0])),
-            len(score),
-            "slices",
-        ),
-        _row(
-            "ROC-AUC per patient, any",
-            bootstrap(patients, lambda i: auc_score(bleeding[i], study[i])),
-            len(scans),
-            "patients",
-        ),
-    ]
-    for k, subtype in enumerate(SUBTYPES, start=1):
-        if truth[:, k].any():
-            estimate = bootstrap(groups, lambda i, k=k: auc_score(truth[i, k], score[i, k]))  # type: ignore[misc]
-            rows.append(
-                _row(f"ROC-AUC per slice, {subtype.title.lower()}", estimate, int(truth[:, k].sum()), "slices with it")
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The result: sets of cases with their scores, and what a reader must know of them."""
+
+    folds: tuple[Fold, ...]
+    sets: tuple[CaseSet, ...]
+    warnings: tuple[str, ...]
+    skipped: tuple[str, ...]
+    """Cases that could not be read, each with the reason."""
+    options: Options
+    created: str
+    by_fold: tuple[tuple[int, str, tuple[Measure, ...]], ...] = ()
+    """Cross-validation: measures of each fold and data set alone (test side)."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether cases that belong to it are missing."""
+        return bool(self.skipped)
+
+
+@dataclass(eq=False)
+class _Pass:
+    """One model's way through the data."""
+
+    entry: Entry
+    number: int
+    cases: list[ScoredCase] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    errors: list[InputError] = field(default_factory=list)
+
+
+def evaluate(
+    entries: Sequence[Entry],
+    datasets: Sequence[DataSet],
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score one model, or the folds of a cross-validation, on data sets.
+
+    Parameters
+    ----------
+    entries
+        One for each model. Several are pooled: each scores the patients on its own test side.
+    datasets
+        From `hemolens.sources.datasets.opening.open_datasets`.
+    progress
+        Called with what is being scored and the share that is done.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is left to score.
+    InputError
+        If no case at all can be read; some that cannot are left out and told (`Evaluation.skipped`).
+    """
+    options = options or Options()
+    galleries: dict[tuple[str, str], Gallery] = {}
+    plans = [list(_plan(entry.sides, datasets, options)) for entry in entries]
+    if not any(plans):
+        raise ConfigError(f"There is nothing to score: {_nothing(entries, datasets, options)}")
+    passes, done, total = [], 0, sum(len(case.slices) for plan in plans for _, case, _ in plan)
+    for number, (entry, plan) in enumerate(zip(entries, plans, strict=True)):
+        fold = entry.sides.fold if len(entries) > 1 and entry.sides.fold is not None else number
+        current = _Pass(entry, fold if len(entries) > 1 else -1)
+        passes.append(current)
+        for dataset, case, sides in plan:
+            if progress:
+                progress(case.id, done / total)
+            _score(current, dataset, case, sides, galleries, options)
+            done += len(case.slices)
+    errors = [error for current in passes for error in current.errors]
+    if errors and not any(current.cases for current in passes):
+        raise errors[0]
+    if progress:
+        progress("measuring", 1.0)
+    return _finish(passes, datasets, options, galleries)
+
+
+def _plan(
+    sides: Sides, datasets: Sequence[DataSet], options: Options
+) -> Iterator[tuple[DataSet, Case, tuple[str, ...]]]:
+    """Yield the cases to score, each with the sides of its slices that are wanted."""
+    wanted = {*options.sides, "validation"}
+    counts: Counter[tuple[str, str]] = Counter()
+    for dataset in datasets:
+        last: dict[str, str] = {}
+        for case in dataset.cases:
+            if options.patients and not {case.group, case.patient} & set(options.patients):
+                continue
+            told = tuple(side if side in wanted else "" for side in sides.of(case))
+            side = next((s for s in told if s), "")
+            if not side:
+                continue
+            if last.get(side) != case.group:
+                counts[dataset.name, side] += 1
+                last[side] = case.group
+            if options.limit is None or counts[dataset.name, side] <= options.limit:
+                yield dataset, case, told
+
+
+def _nothing(entries: Sequence[Entry], datasets: Sequence[DataSet], options: Options) -> str:
+    names = ", ".join(dataset.name for dataset in datasets)
+    if options.patients:
+        return f"{names} has no {listing(sorted(options.patients))} on the sides {', '.join(options.sides)}."
+    return (
+        f"the model was trained on every patient of {names}, or they stand on no side of the split. "
+        "Name sides with --side, or other data."
+    )
+
+
+def _score(
+    current: _Pass, dataset: DataSet, case: Case, sides: tuple[str, ...],
+    galleries: dict[tuple[str, str], Gallery], options: Options,
+) -> None:  # fmt: skip
+    side = next(s for s in sides if s)
+    gallery = None
+    if options.pictures and side in options.sides and not _only_for_points(current, side):
+        outlines = current.entry.model.interface.mask_channels > 0
+        gallery = galleries.setdefault((dataset.name, side), Gallery(outlines))
+    try:
+        watch = None if gallery is None else gallery.see
+        current.cases.append(score_case(current.entry.predictor, dataset, case, sides, watch))
+    except InputError as error:
+        current.errors.append(error)
+        current.skipped.append(f"{case.id}: {error}")
+
+
+def _only_for_points(current: _Pass, side: str) -> bool:
+    """Whether a side is scored for its operating points alone: of folds that are pooled, only the test side counts."""
+    return current.number >= 0 and side != "test"
+
+
+def _finish(
+    passes: Sequence[_Pass], datasets: Sequence[DataSet], options: Options, galleries: dict[tuple[str, str], Gallery]
+) -> Evaluation:
+    notes: list[str] = []
+    folds = [_fold(current, notes) for current in passes]
+    slices = [slice_table(current.cases, fold.scale, fold.number) for current, fold in zip(passes, folds, strict=True)]
+    scans = [scan_table(current.cases, fold.scale, fold.number) for current, fold in zip(passes, folds, strict=True)]
+    points = {fold.number: fold.points for fold in folds}
+    pooled = slices[0].and_also(slices[1:]), scans[0].and_also(scans[1:])
+    reported = ("test",) if len(passes) > 1 else options.sides
+    sets, by_fold = [], []
+    for dataset in datasets:
+        for side in reported:
+            chosen = [table.where((table.dataset == dataset.name) & (table.side == side)) for table in pooled]
+            if not len(chosen[0]):
+                continue
+            measures = Summarizer(chosen[0], chosen[1], points, options.draws).measures()  # type: ignore[arg-type]
+            assumed = {
+                case.grid.assumed for p in passes for case in p.cases
+                if case.case.dataset == dataset.name and side in case.sides and case.grid.assumed
+            }  # fmt: skip
+            sets.append(CaseSet(
+                dataset.name, side, dataset.license, chosen[0], chosen[1], tuple(measures),  # type: ignore[arg-type]
+                galleries.get((dataset.name, side)), "; ".join(sorted(assumed)),
+            ))  # fmt: skip
+            if len(passes) > 1:
+                for number in np.unique(chosen[0].fold):
+                    rows = [table.where(table.fold == number) for table in chosen]
+                    told = Summarizer(rows[0], rows[1], points, options.draws).measures()  # type: ignore[arg-type]
+                    by_fold.append((int(number), dataset.name, tuple(told)))
+    skipped = [line for current in passes for line in current.skipped]
+    return Evaluation(
+        tuple(folds), tuple(sets), (*_warnings(folds, sets, options, len(skipped)), *notes), tuple(skipped), options,
+        datetime.now(UTC).isoformat(timespec="seconds"), tuple(by_fold),
+    )  # fmt: skip
+
+
+def _fold(current: _Pass, notes: list[str]) -> Fold:
+    """Choose how probabilities are made and where the line is drawn: on validation patients, or as the card says."""
+    validation = [case for case in current.cases if "validation" in case.sides]
+    scale = Scale("none")
+    if is_calibrated(current.entry.model):
+        scale = Scale("card", current.entry.model.calibration)
+    elif validation:
+        try:
+            scale = fit_scale([_only(case, "validation") for case in validation])
+        except ValueError:
+            notes.append(
+                "The validation patients all bleed, or none does: probabilities could not be fitted on them and are "
+                "raw scores."
             )
-    rows += _masks(scans, threshold)
-    return [{"on": name, **row} for row in rows]
+    tables = slice_table(validation, scale), scan_table(validation, scale)
+    points: list[OperatingPoint] = []
+    for level, table in (("slice", tables[0]), ("scan", tables[1])):
+        points += choose(level, table.where(table.side == "validation"))  # type: ignore[arg-type]
+    card = current.entry.model.thresholds.study if scale.source == "card" else None
+    told = {(point.level, point.finding) for point in points}
+    rest = [p for p in fallback(card) if (p.level, p.finding) not in told or p.chosen_on == "card"]
+    return Fold(current.number, current.entry, scale, (*points, *rest))
 
 
-def _masks(scans: list[ScoredScan], threshold: float) -> list[dict[str, object]]:
-    clean: list[tuple[str, float]] = []
-    drawn: list[tuple[str, tuple[float, float, float]]] = []
-    for scan in scans:
-        blood = scan.prepared.restore(scan.scores.blood) >= threshold
-        for k, mask in enumerate(scan.masks):
-            if mask is not None and mask.any():
-                drawn.append((scan.patient, mask_counts(blood[k], mask)))
-            elif mask is not None:
-                clean.append((scan.patient, float(blood[k].sum()) * CT_ICH_PIXEL_MM**2))
-    area = np.array([a for _, a in clean])
-    large = bootstrap([p for p, _ in clean], lambda i: float((area[i] > FALSE_BLEED_MM2).mean()))
-    rows = [_row(f"clean slices with over {FALSE_BLEED_MM2:.0f} mm2 outlined", large, len(clean), "clean slices")]
-    if drawn:
-        counts = np.array([c for _, c in drawn])
-        dice = bootstrap([p for p, _ in drawn], lambda i: dice_score(*counts[i].T))
-        rows.append(_row("pooled Dice on drawn masks, blood", dice, len(drawn), "slices"))
-    return rows
+def _only(case: ScoredCase, side: str) -> ScoredCase:
+    """Return a case as if it had been scored for one side alone."""
+    return replace(case, sides=tuple(s if s == side else "" for s in case.sides))
 
 
-def _row(metric: str, estimate: Estimate, n: int, unit: str) -> dict[str, object]:
-    values = {
-        k: (round(v, 4) if np.isfinite(v) else None) for k, v in vars(estimate).items() if k in ("value", "low", "high")
-    }
-    return {
-        "metric": metric,
-        **values,
-        "n": n,
-        "unit": unit,
-        "patients": estimate.groups,
-        "undefined_draws": estimate.undefined,
-    }
+def _warnings(folds: Sequence[Fold], sets: Sequence[CaseSet], options: Options, skipped: int) -> list[str]:
+    """Say what a reader must know before any number."""
+    told = []
+    if any(fold.entry.sides.leaks for fold in folds):
+        told.append(f"LEAKY SPLIT. {LEAK_WARNING}")
+    for fold in folds:
+        seen = _trained_on(fold, sets)
+        if seen:
+            name = fold.entry.model.name
+            told.append(f"{name} was trained on {len(seen)} of these patients: their scores say nothing about others.")
+    if any(case_set.side == UNKNOWN_SIDE for case_set in sets):
+        told.append(
+            "Neither a split nor the model's card says whom it was trained on: it may have seen these patients."
+        )
+    if options.limit is not None or options.patients:
+        told.append("Only some patients were scored, as was asked for.")
+    if skipped:
+        told.append(f"{skipped} cases could not be read and are missing from every number.")
+    if any(fold.scale.source == "none" for fold in folds):
+        told.append("Probabilities are raw scores of the network: nothing was there to calibrate them on.")
+    if any(p.chosen_on == "default" and p.finding == "any" and p.level == "slice" for f in folds for p in f.points):
+        told.append("No validation patients were there to choose thresholds on: yes-or-no answers are cut at one half.")
+    if any(case_set.side == "validation" for case_set in sets):
+        told.append(
+            "On the validation side thresholds (and where fitted, probabilities) were chosen on the very patients that "
+            "are scored: those rows are optimistic."
+        )
+    return told
 
 
-def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> float:
-    return float(part.sum() / whole.sum()) if whole.sum() else float("nan")
+def _trained_on(fold: Fold, sets: Sequence[CaseSet]) -> Collection[str]:
+    """Return the scored patients that the model says it was trained on, whatever split was asked for."""
+    own = sides_of_card(fold.entry.model.card)
+    if own.leaks or fold.entry.sides.leaks:  # told already
+        return ()
+    tables = [s.slices for s in sets if s.side != "train"]
+    scored = {str(group) for table in tables for group in np.unique(table.group[table.fold == fold.number])}
+    return scored & own.trained
