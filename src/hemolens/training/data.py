@@ -1,25 +1,25 @@
 """Batches for training and validation: chosen by kind, painted with bleeds, put together in worker processes.
 
 Sample number ``i`` of a run depends on the seed and ``i`` alone. Step ``s`` of a run with a global batch of ``B``
-covers the numbers ``s * B`` to ``s * B + B - 1``, and process ``r`` of ``w`` takes the ``r``-th part of them: so neither
-the number of processes nor of workers changes what is learned from, and a run can go on anywhere.
+covers the numbers ``s * B`` to ``s * B + B - 1``, and process ``r`` of ``w`` takes the ``r``-th part of them: so the
+number of processes or workers does not change what is learned from, and a run can go on anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hemolens.sources.datasets.cases import UNKNOWN_SUBTYPE  # noqa: F401
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hemolens.errors import ConfigError, HemolensError
 from hemolens.training.augment import AugmentConfig
-from hemolens.training.mixture import (  # noqa: F401  # until the loop has moved
-    KINDS,
-    Mixture,
-    Sample,
-    load_ct_ich,
-    load_phe_sich,
-)
+from hemolens.training.draw import MIX_KINDS, Drawer, SampleKind
+from hemolens.training.samples import SampleBuilder
 from hemolens.training.store import Store
 from hemolens.training.synthesis import SynthesisConfig
 
@@ -42,8 +42,6 @@ Batch = dict[str, Any]
 ``number``
     int64 ``(n,)``.
 """
-SampleKind = Literal["slice", "volume", "scan"]
-MIX_KINDS = ("synthetic", "synthetic_phe", "clean", "clean_phe", "weak", "pseudo", "drawn")
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,13 @@ def open_batches(
     HemolensError
         If a slice cannot be read or a worker dies.
     """
-    raise NotImplementedError
+    rank, world = shard
+    if batch % world:
+        raise ConfigError(f"batch: {batch} cannot be shared out among {world} processes. Use a multiple of {world}.")
+    drawer = Drawer(store, config, sample, seed)
+    builder = SampleBuilder(store, config.repeat_center, config.depth, synthesis, augment, sample, channels)
+    each = batch // world
+    return _deliver(_Steps(drawer, builder, batch, rank * each, each), itertools.count(start_step), config.workers)
 
 
 def ordered_batches(
@@ -145,10 +149,80 @@ def ordered_batches(
     batch: int,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Yield every slice once, in order, unchanged: for validation. A scan comes whole, alone in its batch."""
-    raise NotImplementedError
+    """Yield every slice once, in order, unchanged: for validation.
+
+    Volumes come in windows of ``config.depth`` slices; where the last one of a case overlaps the one before, the labels
+    of what was shown already are 255. A scan comes whole, alone in its batch.
+    """
+    still = SampleBuilder(store, 0.0, config.depth, SynthesisConfig(), AugmentConfig(enabled=False), sample, channels)
+    places = _places(store, config.depth, sample)
+    each = 1 if sample == "scan" else batch
+    groups = [places[k : k + each] for k in range(0, len(places), each)]
+    for index in range(shard[0], len(groups), shard[1]):
+        samples = [still.at(*place) for place in groups[index]]
+        numbers = range(index * each, index * each + len(samples))
+        yield _finished(_collated(samples, numbers))
 
 
 def epoch_steps(store: Store, config: DataConfig, *, sample: SampleKind, batch: int) -> int:
-    """Return how many steps one pass takes (`shuffle`: over every sample; else over as many as there are)."""
-    raise NotImplementedError
+    """Return how many steps show as many samples as there are slices (scans) of the kinds that `config` asks for."""
+    return -(-len(Drawer(store, config, sample, 0)) // batch)
+
+
+def _places(store: Store, depth: int, sample: SampleKind) -> list[tuple[int, int]]:
+    """Return what `SampleBuilder.at` takes for every slice, window or scan."""
+    if sample == "slice":
+        return [(number, 0) for number in range(len(store.items))]
+    if sample == "scan":
+        return [(case, 0) for case in range(len(store.cases))]
+    places = []
+    for case in range(len(store.cases)):
+        length = store.length(case)
+        places += [(case, start) for start in range(0, length, depth)]
+    return places
+
+
+class _Steps(Dataset[Any]):
+    """One process's part of each step's batch."""
+
+    def __init__(self, drawer: Drawer, builder: SampleBuilder, batch: int, first: int, each: int) -> None:
+        self.drawer, self.builder = drawer, builder
+        self.batch, self.first, self.each = batch, first, each
+
+    def __getitem__(self, step: int) -> Batch | HemolensError:
+        """Return the batch of a step; an error crosses from the worker as a value, so that it stays one line."""
+        start = step * self.batch + self.first
+        numbers = range(start, start + self.each)
+        try:
+            return _collated([self.builder.drawn(self.drawer.draw(n)) for n in numbers], numbers)
+        except HemolensError as error:
+            return error
+
+
+def _deliver(steps: _Steps, order: Iterable[int], workers: int) -> Iterator[Batch]:
+    loader = DataLoader(
+        steps, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=3 if workers else None
+    )
+    batches = iter(loader)
+    while True:
+        try:
+            made = next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            problem = "a process that puts batches together was killed, most likely for want of memory"
+            raise HemolensError(f"{problem}. Lower data.workers, batch or data.depth.") from error
+        if isinstance(made, HemolensError):
+            raise made
+        yield _finished(made)
+
+
+def _collated(samples: Sequence[dict[str, Any]], numbers: Sequence[int]) -> Batch:
+    batch: Batch = {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0] if key != "name"}
+    return {**batch, "names": [s["name"] for s in samples], "number": torch.tensor(list(numbers), dtype=torch.int64)}
+
+
+def _finished(batch: Batch) -> Batch:
+    """Widen what crossed from the worker as bytes."""
+    wide = {"images": torch.float32, "inside": torch.float32, "labels": torch.int64}
+    return {key: value.to(wide[key]) if key in wide else value for key, value in batch.items()}

@@ -29,6 +29,7 @@ from hemolens.preprocessing.pipeline import (
     Prepared,
     PreprocessConfig,
     context_members,
+    contexts,
     merge_slices,
     prepare,
     slice_offsets,
@@ -52,7 +53,9 @@ class Item:
     case: int
     """Index in `Store.cases`."""
     index: int
-    """Slice of its case."""
+    """Slice of its case, in the source's order."""
+    position: int
+    """The same in the network's order, which may run against the source's."""
     findings: tuple[float, ...]
     """1, 0 or NaN for unknown, in `hemolens.labels.FINDING_NAMES` order."""
     mask_state: MaskState
@@ -135,10 +138,9 @@ class Store:
         item = self.items[number]
         case, kept = self.cases[item.case], self._kept[item.case]
         stored = self._open(kept)
-        at = int(np.flatnonzero(kept.order == item.index)[0])
-        members = context_members(kept.offsets_mm, self.preprocess.context_mm, at)
+        members = context_members(kept.offsets_mm, self.preprocess.context_mm, item.position)
         images = np.stack([merge_slices(np.asarray(stored[m, PIXELS])) for m in members])
-        flags, labels = np.array(stored[at, FLAGS]), np.array(stored[at, LABELS])
+        flags, labels = np.array(stored[item.position, FLAGS]), np.array(stored[item.position, LABELS])
         return Sample(
             images,
             (flags & INSIDE) > 0,
@@ -166,14 +168,9 @@ class Store:
             tuple(self.cases[case].slice_id(int(k)) for k in order),
         )
 
-    def scan(self, case: int) -> tuple[NDArray[np.uint8], SampleVolume]:
-        """Read a whole case and each slice between its neighbors, ``(slices, 3, h, w)``."""
-        volume, offsets = self.volume(case), self._kept[case].offsets_mm
-        seen = np.empty((len(volume.images), 3, *volume.images.shape[1:]), dtype=np.uint8)
-        for k in range(len(seen)):
-            for channel, m in enumerate(context_members(offsets, self.preprocess.context_mm, k)):
-                seen[k, channel] = merge_slices(volume.images[m])
-        return seen, volume
+    def with_neighbors(self, case: int, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Show each of all slices of a case, ``(slices, h, w)``, between its neighbors, ``(slices, 3, h, w)``."""
+        return contexts(images, self._kept[case].offsets_mm, self.preprocess.context_mm)
 
     @staticmethod
     def _open(kept: _Kept) -> NDArray[np.uint8]:
@@ -235,9 +232,9 @@ def build_store(
                 progress(done / len(todo))
     whole = tuple(found for found in kept if found is not None)
     items = tuple(
-        Item(number, int(k), case.slices[k].findings, case.slices[k].mask_state, share, blood)
+        Item(number, int(k), place, case.slices[k].findings, case.slices[k].mask_state, share, blood)
         for number, ((_, case, indices), found) in enumerate(zip(chosen, whole, strict=True))
-        for k, share, blood in zip(found.order, found.skull_shares, found.blood_pixels, strict=True)
+        for place, (k, share, blood) in enumerate(zip(found.order, found.skull_shares, found.blood_pixels, strict=True))
         if k in indices
     )
     return Store(tuple(case for _, case, _ in chosen), items, preprocess, whole)
