@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from hemolens.errors import InputError
-from hemolens.sources.datasets.cases import Case, SliceRecord, findings_of_labels
+from hemolens.sources.datasets.cases import Case, Note, SliceRecord, findings_of_labels
 from hemolens.sources.files import file_entry
 from hemolens.volume import AIR_HU, SourceInfo, Volume
 
@@ -107,7 +107,7 @@ class BhsdPictures:
 
     root: Path
     cases: tuple[Case, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     name: str = "bhsd"
     license: str = "research use only"
     trainable: bool = False

@@ -30,8 +30,25 @@ MaskState = Literal["drawn", "pseudo", "empty", "unknown"]
 """What is known of a slice's blood: outlined by hand, derived (a training signal, never a yardstick), known to be
 absent, or nothing; unknown is never empty."""
 
+NoteKind = Literal["known", "missing", "spare_mask", "disagreement", "unlabeled", "left_out"]
+"""What a note is about: a defect that was published as such, or none at all; files that the table names and that are
+not here; masks without an image; labels that contradict each other or their mask; images without a label; files that
+cannot be used. All but the first are what `hemolens data check` is for."""
+
 NO_FINDINGS: tuple[float, ...] = (0.0,) * len(FINDING_NAMES)
 UNKNOWN_FINDINGS: tuple[float, ...] = (math.nan,) * len(FINDING_NAMES)
+
+
+class Note(str):
+    """A remark on a data set: one line of text that knows what it is about."""
+
+    kind: NoteKind
+
+    def __new__(cls, kind: NoteKind, text: str) -> Note:
+        """Make a note; nothing but text for everyone who does not ask for its kind."""
+        note = super().__new__(cls, text)
+        note.kind = kind
+        return note
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +126,7 @@ class DataSet(Protocol):
         ...
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         """What was skipped and why."""
         ...
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hemolens.errors import HemolensError, InputError
-from hemolens.sources.datasets.cases import NO_FINDINGS, UNKNOWN_FINDINGS, Case, MaskState, SliceRecord
+from hemolens.sources.datasets.cases import NO_FINDINGS, UNKNOWN_FINDINGS, Case, MaskState, Note, SliceRecord
 from hemolens.sources.datasets.dicom_cases import DicomCases, Progress, Scan, counted, indexed_scans, walk_files
 from hemolens.sources.datasets.tables import read_table
 from hemolens.sources.dicom.scan import scan_entries
@@ -62,8 +62,8 @@ def open_cq500(root: Path, progress: Progress) -> DicomCases:
     paths = {case.id: scan.files for case, scan in zip(cases, scans, strict=True)}
     bare = [case.patient for case in cases if case.patient not in truth]
     absent = [name for name in truth if name not in by_study]
-    more = (*counted("scans without a row in the table, taken as unknown", bare),
-            *counted("scans of the table are not here", absent))  # fmt: skip
+    more = (*counted("unlabeled", "scans without a row in the table, taken as unknown", bare),
+            *counted("missing", "scans of the table are not here", absent))  # fmt: skip
     return DicomCases("cq500", root, LICENSE, False, cases, (*notes, *more), paths)
 
 
@@ -106,7 +106,7 @@ def _case(scan: Scan, truth: tuple[float, ...] | None) -> Case:
     return Case("cq500", scan.patient, "", records, findings)
 
 
-def _rebuild(root: Path, by_study: Mapping[str, list[str]], progress: Progress) -> tuple[list[Scan], list[str]]:
+def _rebuild(root: Path, by_study: Mapping[str, list[str]], progress: Progress) -> tuple[list[Scan], list[Note]]:
     scans, notes = [], []
     for number, (name, files) in enumerate(sorted(by_study.items())):
         progress(number / len(by_study))
@@ -114,7 +114,7 @@ def _rebuild(root: Path, by_study: Mapping[str, list[str]], progress: Progress) 
         try:
             series = choose(scan_entries(list(path_of), lambda _fraction: None), name, None).series
         except HemolensError as error:
-            notes.append(f"left out: {error}")
+            notes.append(Note("left_out", f"left out: {error}"))
             continue
         kept = order_slices(series.slices).slices
         chosen = tuple(path_of[header.entry] for header in kept)  # type: ignore[index]

@@ -28,6 +28,8 @@ from hemolens.sources.datasets.cases import (
     UNKNOWN_FINDINGS,
     Case,
     MaskState,
+    Note,
+    NoteKind,
     SliceRecord,
     single_subtype,
 )
@@ -289,7 +291,7 @@ class CtIch:
 
     root: Path
     cases: tuple[Case, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     name: str = "ct_ich"
     license: str = "CC BY 4.0"
     trainable: bool = True
@@ -348,26 +350,27 @@ def open_ct_ich(root: Path) -> CtIch:
             cases.append(case)
     absent = sorted(set(truth) - {case.patient for case in cases})
     if absent:
-        notes.append(f"patients of the table whose slices are not here: {listing(absent, most=10)}")
+        notes.append(Note("missing", f"patients of the table whose slices are not here: {listing(absent, most=10)}"))
     return CtIch(root, tuple(cases), tuple(notes))
 
 
-def _case(root: Path, patient: str, truth: dict[str, SliceTruth]) -> tuple[Case, list[str]]:
+def _case(root: Path, patient: str, truth: dict[str, SliceTruth]) -> tuple[Case, list[Note]]:
     names = {entry.name for entry in (root / PATIENTS_FOLDER / patient / "brain").iterdir()}
     slices = [n.removesuffix(".jpg") for n in names if n.endswith(".jpg") and not n.endswith(MASK_END)]
     slices.sort(key=natural_key)
     masked = {n.removesuffix(MASK_END) for n in names if n.endswith(MASK_END)}
+    at_odds = {n for n in masked & set(truth) if not truth[n].any}
+    kinds: tuple[tuple[NoteKind, str, set[str]], ...] = (
+        ("unlabeled", "slices without a row in the table, taken as unknown", set(slices) - set(truth)),
+        ("missing", "rows of the table without a slice", set(truth) - set(slices)),
+        ("spare_mask", "masks without a slice, left out", masked - set(slices)),
+        ("disagreement", "slices whose row says no hemorrhage but that have a mask, taken as unknown", at_odds),
+    )
     notes = [
-        f"patient {patient}: {text}: {listing(sorted(which, key=natural_key))}"
-        for text, which in (
-            ("slices without a row in the table, taken as unknown", set(slices) - set(truth)),
-            ("rows of the table without a slice", set(truth) - set(slices)),
-            ("masks without a slice, left out", masked - set(slices)),
-            ("slices whose row says no hemorrhage but that have a mask, taken as unknown",
-             {n for n in masked & set(truth) if not truth[n].any}),
-        )
+        Note(kind, f"patient {patient}: {text}: {listing(sorted(which, key=natural_key))}")
+        for kind, text, which in kinds
         if which
-    ]  # fmt: skip
+    ]
     records = tuple(_record(name, truth.get(name), name in masked) for name in slices)
     return Case("ct_ich", patient, "", records), notes
 

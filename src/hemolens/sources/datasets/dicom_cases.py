@@ -12,12 +12,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.errors import DecodeError, InputError
-from hemolens.sources.datasets.cases import UNKNOWN, Case
+from hemolens.sources.datasets.cases import UNKNOWN, Case, Note, NoteKind
 from hemolens.sources.datasets.tables import write_quietly
 from hemolens.sources.dicom.header import COLUMNS, ROWS
 from hemolens.sources.dicom.read import read_dicom
@@ -52,7 +53,7 @@ class DicomCases:
     license: str
     trainable: bool
     cases: tuple[Case, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     paths: Mapping[str, tuple[str, ...]] = field(repr=False)
     """Case id → files inside `root`, in the order of the slices."""
 
@@ -95,8 +96,8 @@ def walk_files(root: Path, folder: Path) -> list[str]:
 def indexed_scans(
     root: Path,
     files: Sequence[str],
-    rebuild: Callable[[], tuple[Sequence[Scan], Sequence[str]]],
-) -> tuple[tuple[Scan, ...], tuple[str, ...]]:
+    rebuild: Callable[[], tuple[Sequence[Scan], Sequence[Note]]],
+) -> tuple[tuple[Scan, ...], tuple[Note, ...]]:
     """Return the scans of a data set and notes on what was left out, from the index where it is current.
 
     Parameters
@@ -115,30 +116,31 @@ def indexed_scans(
     scans, notes = rebuild()
     lines = _index_lines(digest, scans, notes)
     if not write_quietly(root / INDEX_FILE, lines):
-        notes = (*notes, f"{INDEX_FILE} cannot be written: all headers are read again each time this is opened")
+        text = f"{INDEX_FILE} cannot be written: all headers are read again each time this data set is opened"
+        notes = (*notes, Note("known", text))
     return tuple(scans), tuple(notes)
 
 
-def _index_lines(digest: str, scans: Iterable[Scan], notes: Iterable[str]) -> Iterator[str]:
+def _index_lines(digest: str, scans: Iterable[Scan], notes: Iterable[Note]) -> Iterator[str]:
     yield f"{FORMAT},{digest}"
     for note in notes:
-        yield f'#,"{note.replace(chr(34), chr(39))}"'
+        yield f'#,{note.kind},"{note.replace(chr(34), chr(39))}"'
     for scan in scans:
         for name, file in zip(scan.slices, scan.files, strict=True):
             yield f'"{scan.patient}","{scan.study}","{name}","{file}"'
 
 
-def _read_index(path: Path, digest: str) -> tuple[tuple[Scan, ...], tuple[str, ...]] | None:
+def _read_index(path: Path, digest: str) -> tuple[tuple[Scan, ...], tuple[Note, ...]] | None:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = csv.reader(stream)
             if next(rows, None) != [FORMAT, digest]:
                 return None
-            notes: list[str] = []
+            notes: list[Note] = []
             grouped: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
             for row in rows:
                 if row[0] == "#":
-                    notes.append(row[1])
+                    notes.append(Note(cast(NoteKind, row[1]), row[2]))
                 else:
                     names, files = grouped.setdefault((row[0], row[1]), ([], []))
                     names.append(row[2])
@@ -149,6 +151,6 @@ def _read_index(path: Path, digest: str) -> tuple[tuple[Scan, ...], tuple[str, .
     return scans, tuple(notes)
 
 
-def counted(text: str, names: Sequence[str]) -> list[str]:
+def counted(kind: NoteKind, text: str, names: Sequence[str]) -> list[Note]:
     """Return a note with a count and the first names, or nothing where there are none."""
-    return [f"{len(names)} {text}: {listing(list(names))}"] if names else []
+    return [Note(kind, f"{len(names)} {text}: {listing(list(names))}")] if names else []

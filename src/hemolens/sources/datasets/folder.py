@@ -30,6 +30,7 @@ from hemolens.sources.datasets.cases import (
     UNKNOWN_FINDINGS,
     UNKNOWN_SUBTYPE,
     Case,
+    Note,
     SliceRecord,
     findings_of_labels,
     single_subtype,
@@ -62,7 +63,7 @@ class PlainFolder:
 
     root: Path
     cases: tuple[Case, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     parts: Mapping[str, tuple[Part, ...]] = field(repr=False)
     """Case id → its files, in the order of the slices."""
     subtyped: bool = False
@@ -152,7 +153,7 @@ def open_folder(root: Path, progress: Progress) -> PlainFolder:
         kept[case.id] = tuple(parts[file] for file in members)
     if masks:
         spare = [path.relative_to(root).as_posix() for path in masks.values()]
-        remarks.append(f"masks without an image, left out: {listing(spare)}")
+        remarks.append(Note("spare_mask", f"masks without an image, left out: {listing(spare)}"))
     return PlainFolder(root, tuple(cases), tuple(remarks), kept, subtyped)
 
 
@@ -217,7 +218,7 @@ def _records(
     row: Mapping[str, str],
     shown: Sequence[frozenset[int]] | None,
     subtyped: bool,
-    remarks: list[str],
+    remarks: list[Note],
 ) -> list[SliceRecord]:
     names: Sequence[str] = [Path(file).name]
     if _is_nifti(part.image):
@@ -235,7 +236,8 @@ def _records(
         if labels is None:
             records.append(SliceRecord(name, merged, "empty" if merged[0] == 0.0 else "unknown"))
         elif any(a != b for a, b in zip(told, seen, strict=True) if not (math.isnan(a) or math.isnan(b))):
-            remarks.append(f"{file}: slice {name}: its row and its mask disagree; the mask is taken as unknown")
+            text = f"{file}: slice {name}: its row and its mask disagree; the mask is taken as unknown"
+            remarks.append(Note("disagreement", text))
             records.append(SliceRecord(name, told, "unknown"))
         else:
             records.append(SliceRecord(name, merged, "drawn" if merged[0] == 1.0 else "empty"))

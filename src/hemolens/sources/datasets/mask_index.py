@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.errors import InputError
+from hemolens.sources.datasets.cases import Note
 from hemolens.sources.datasets.tables import write_quietly
 
 INDEX_FILE = "hemolens-masks.csv"
@@ -33,7 +34,7 @@ def mask_presence(
     masks: Sequence[Path],
     read: Callable[[Path], NDArray[np.uint8]],
     progress: Callable[[float], None],
-) -> tuple[Mapping[Path, Presence], tuple[str, ...]]:
+) -> tuple[Mapping[Path, Presence], tuple[Note, ...]]:
     """Return what each mask holds, from the index where it is current.
 
     Parameters
@@ -51,7 +52,7 @@ def mask_presence(
     -------
     mapping
         File to presence.
-    tuple of str
+    tuple of Note
         A note, if the index could not be written.
     """
     known = _read_index(root / INDEX_FILE)
@@ -70,7 +71,8 @@ def mask_presence(
     lines = (FORMAT, *(f'"{name}",{stamp},{text}' for name, (stamp, text) in sorted(rows.items())))
     if write_quietly(root / INDEX_FILE, lines):
         return found, ()
-    return found, (f"{INDEX_FILE} cannot be written: all masks are read again each time this data set is opened",)
+    text = f"{INDEX_FILE} cannot be written: all masks are read again each time this data set is opened"
+    return found, (Note("known", text),)
 
 
 def _stamp(path: Path) -> str:

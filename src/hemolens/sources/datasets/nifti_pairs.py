@@ -33,6 +33,8 @@ from hemolens.sources.datasets.cases import (
     UNKNOWN_SUBTYPE,
     Case,
     MaskState,
+    Note,
+    NoteKind,
     SliceRecord,
     findings_of_labels,
     single_subtype,
@@ -137,7 +139,7 @@ class NiftiPairs:
     license: str
     trainable: bool
     cases: tuple[Case, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     pairs: Mapping[str, tuple[Path, Path | None]] = field(repr=False)
     """Case id → scan and mask."""
     codes: Mapping[int, int] | None = None
@@ -234,7 +236,7 @@ def build(
 
     presence, notes = mask_presence(dataset.root, list(image_of), read, progress)
     cases, pairs = [], {}
-    remarks: list[str] = []
+    remarks: list[Note] = []
     for scan in scans:
         names = slice_names(scan.image, layouts[scan.image])
         shown = presence[scan.mask] if scan.mask is not None else (None,) * len(names)
@@ -278,16 +280,18 @@ def _table_remarks(
     records: tuple[SliceRecord, ...],
     rows: list[tuple[float, ...] | None],
     shown: tuple[frozenset[int] | None, ...],
-) -> list[str]:
+) -> list[Note]:
     absent = [r.name for r, row in zip(records, rows, strict=True) if row is None]
     at_odds = [
         r.name
         for r, labels in zip(records, shown, strict=True)
         if labels is not None and not math.isnan(r.findings[0]) and bool(labels) != (r.findings[0] == 1.0)
     ]
-    texts = (("slices without a row in the table, taken as unknown", absent),
-             ("slices whose row and mask disagree, mask taken as unknown", at_odds))  # fmt: skip
-    return [f"patient {patient}: {text}: {listing(which)}" for text, which in texts if which]
+    kinds: tuple[tuple[NoteKind, str, list[str]], ...] = (
+        ("unlabeled", "slices without a row in the table, taken as unknown", absent),
+        ("disagreement", "slices whose row and mask disagree, mask taken as unknown", at_odds),
+    )
+    return [Note(kind, f"patient {patient}: {text}: {listing(which)}") for kind, text, which in kinds if which]
 
 
 def find_ct_ich_nifti(path: Path) -> Path | None:
@@ -311,14 +315,16 @@ def open_ct_ich_nifti(root: Path, progress: Progress) -> NiftiPairs:
     masks = niftis(root / "masks")
     scans = [Found(name, "", path, masks.pop(name, None)) for name, path in niftis(root / "ct_scans").items()]
     known, here = {patient for patient, _ in truth}, {scan.patient for scan in scans}
-    notes = [f"patients of the table whose scans are not here: {listing(sorted(known - here), most=20)}"]
-    notes = (notes if known - here else []) + _spare(masks)
+    notes = _spare(masks)
+    if known - here:
+        text = f"patients of the table whose scans are not here: {listing(sorted(known - here), most=20)}"
+        notes.append(Note("missing", text))
     license_name = "PhysioNet Restricted Health Data License 1.5.0"
     return build(NiftiPairs("ct_ich_nifti", root, license_name, False, (), tuple(notes), {}), scans, truth, progress)
 
 
-def _spare(masks: Mapping[str, Path]) -> list[str]:
-    return [f"masks without a scan, left out: {listing(sorted(masks))}"] if masks else []
+def _spare(masks: Mapping[str, Path]) -> list[Note]:
+    return [Note("spare_mask", f"masks without a scan, left out: {listing(sorted(masks))}")] if masks else []
 
 
 BHSD_FOLDERS = (("images", "ground truths"), ("imagesTr", "labelsTr"), ("imagesTs", "labelsTs"))
@@ -350,7 +356,7 @@ def open_bhsd(root: Path, progress: Progress) -> NiftiPairs:
             patient, study = match.groups() if match else (name, "")
             mask = masks.pop(name, None)
             if mask is None:
-                notes.append(f"{name}: no mask, left out")
+                notes.append(Note("left_out", f"{name}: no mask, left out"))
                 continue
             scans.append(Found(patient, study, path, mask))
         notes += _spare(masks)
@@ -380,6 +386,6 @@ def open_instance(root: Path, progress: Progress) -> NiftiPairs:
         if name in masks:
             scans.append(Found(name, "", path, masks.pop(name)))
         else:
-            notes.append(f"{name}: no mask, left out")
+            notes.append(Note("left_out", f"{name}: no mask, left out"))
     base = NiftiPairs("instance", root, RESEARCH, False, (), (*notes, *_spare(masks)), {})
     return build(base, scans, None, progress)

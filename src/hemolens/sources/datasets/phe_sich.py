@@ -25,10 +25,11 @@ from hemolens.sources.datasets.cases import (
     UNKNOWN_SUBTYPE,
     Case,
     MaskState,
+    Note,
     SliceRecord,
 )
 from hemolens.sources.datasets.tables import read_table
-from hemolens.sources.files import file_entry
+from hemolens.sources.files import file_entry, listing
 from hemolens.sources.images import read_gray
 from hemolens.volume import DisplayWindow, SourceInfo, Volume
 
@@ -109,7 +110,7 @@ class PheSich:
 
     root: Path
     cases: tuple[Case, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     name: str = "phe_sich"
     license: str = "CC BY 4.0"
     trainable: bool = True
@@ -189,7 +190,8 @@ def open_phe_sich(root: Path) -> PheSich:
         rows.sort(key=lambda row: row.number)
         absent = [row.file for row in rows if row.file not in here]
         if absent:
-            notes.append(f"patient {patient}: {len(absent)} slices of the table are not in images/")
+            text = f"patient {patient}: slices of the table are not in images/: {listing(absent)}"
+            notes.append(Note("missing", text))
         records = tuple(_record(row) for row in rows if row.file in here)
         if records:
             cases.append(Case("phe_sich", patient, "", records))

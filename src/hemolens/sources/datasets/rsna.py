@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hemolens.errors import DecodeError, InputError
 from hemolens.labels import FINDING_NAMES
-from hemolens.sources.datasets.cases import NO_FINDINGS, UNKNOWN_FINDINGS, Case, SliceRecord
+from hemolens.sources.datasets.cases import NO_FINDINGS, UNKNOWN_FINDINGS, Case, Note, SliceRecord
 from hemolens.sources.datasets.ct_ich import only_folder
 from hemolens.sources.datasets.dicom_cases import DicomCases, Progress, Scan, counted, indexed_scans
 from hemolens.sources.dicom.header import HEADER_TAGS, PATIENT_ID, Pose, SliceHeader, slice_headers
@@ -79,11 +79,11 @@ def open_rsna(root: Path, progress: Progress) -> DicomCases:
         paths[case.id] = scan.files
     here = set(stems)
     missing = [name for name in labels if name not in here]
-    broken = (f"{BROKEN}.dcm was published with its pixels cut short and is left out",) if BROKEN in here else ()
+    broken = [Note("known", f"{BROKEN}.dcm was published with its pixels cut short and is left out")] * (BROKEN in here)
     more = (
-        *counted("slices without labels, taken as unknown", bare),
-        *counted("slices of the table are not here", missing),
-        *counted("slices with two different labels in the table, taken as unknown", doubtful),
+        *counted("unlabeled", "slices without labels, taken as unknown", bare),
+        *counted("missing", "slices of the table are not here", missing),
+        *counted("disagreement", "slices with two different labels in the table, taken as unknown", doubtful),
     )
     return DicomCases("rsna", root, LICENSE, False, tuple(cases), (*broken, *notes, *more), paths)
 
@@ -118,14 +118,14 @@ def read_labels(path: Path) -> tuple[dict[str, tuple[float, ...]], list[str]]:
     return {name: shared[bits] for name, bits in said.items()}, doubtful
 
 
-def rebuild_scans(root: Path, stems: Sequence[str], progress: Progress) -> tuple[list[Scan], list[str]]:
+def rebuild_scans(root: Path, stems: Sequence[str], progress: Progress) -> tuple[list[Scan], list[Note]]:
     """Read every header and put the slices of each series in order.
 
     Returns
     -------
     list of Scan
         Sorted by patient and study. A second stack of a study gets ``-2`` behind the study's name, and so on.
-    list of str
+    list of Note
         What was left out.
     """
     series: dict[tuple[str, str, str], list[Light]] = {}
@@ -159,10 +159,10 @@ def rebuild_scans(root: Path, stems: Sequence[str], progress: Progress) -> tuple
             names = tuple(h.entry.name for h in ordered.slices)
             files = tuple(f"{FOLDER}/{name}.dcm" for name in names)
             scans.append(Scan(patient, study if count == 1 else f"{study}-{count}", names, files))
-    notes = counted("slices cannot be read and are left out", damaged)
-    notes += counted("slices without position, orientation or pixel size are left out", unposed)
+    notes = counted("left_out", "slices cannot be read and are left out", damaged)
+    notes += counted("left_out", "slices without position, orientation or pixel size are left out", unposed)
     if doubled:
-        notes.append(f"{doubled} slices lie where another of their series does and are left out")
+        notes.append(Note("known", f"{doubled} slices lie where another of their series does and are left out"))
     return scans, notes
 
 
