@@ -16,6 +16,7 @@ from hemolens.measurements.findings import Findings, build_findings
 from hemolens.measurements.lesions import find_lesions
 from hemolens.measurements.quality import assess
 from hemolens.notes import is_partial
+from hemolens.reports.dicom_common import origin_notes
 from hemolens.reports.folder import write_reports
 from hemolens.reports.truth import Truth
 from hemolens.sources.study import ReadOptions, read_volume
@@ -52,9 +53,15 @@ class Result:
         return is_partial(self.findings.quality)
 
     def save(
-        self, out: str | Path, *, overwrite: bool = False, probability: bool = False, truth: Truth | None = None
+        self,
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        probability: bool = False,
+        summary_image: bool = False,
+        truth: Truth | None = None,
     ) -> dict[str, Path]:
-        """Write findings.json, report.html and the mask into the folder `out`; all of it or nothing.
+        """Write findings.json, report.html, the mask and, for DICOM, SEG and SR into `out`; all of it or nothing.
 
         Parameters
         ----------
@@ -62,6 +69,8 @@ class Result:
             The folder to make. It may exist if it is empty, or with `overwrite`.
         probability
             Also write the voxel-wise probability.
+        summary_image
+            DICOM: also write a picture of the result as secondary capture.
         truth
             Known lesions to set beside the found ones.
 
@@ -74,6 +83,8 @@ class Result:
         ------
         OutputError
             If the folder cannot be written or holds something already.
+        ConfigError
+            If a summary image is asked for and the scan is no DICOM.
         """
         return write_reports(
             Path(out),
@@ -83,6 +94,7 @@ class Result:
             self.findings,
             overwrite=overwrite,
             probability=probability,
+            summary_image=summary_image,
             truth=truth,
         )
 
@@ -125,7 +137,7 @@ def analyze(
         prediction = predictor.finish(prepared, predictor.run(prepared, lambda fraction: tell("infer", fraction)))
     with _stage("measure", timing, tell):
         label_map, lesions = find_lesions(volume, prediction)
-        notes = (*volume.notes, *assess(volume))
+        notes = (*volume.notes, *assess(volume), *origin_notes(volume))
     findings = build_findings(volume, prediction, label_map, lesions, notes, timing, datetime.now(UTC))
     return Result(volume, prediction, label_map, findings)
 

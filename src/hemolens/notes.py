@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "metal_suspected": "metal or its artifacts are in the image",
     "not_axial": "slices are far from axial; the model saw axial slices only",
     "modality": "values do not look like CT",
+    "no_dicom_results": "the source's headers allow no DICOM SEG and SR; all other results are complete",
 }
 """Code → what it means, in general words. A note's own message says it for the scan at hand."""
 

@@ -38,9 +38,33 @@ class DisplayWindow:
         return self.level_hu + self.width_hu / 2
 
 
+@dataclass(frozen=True, repr=False)
+class DicomOrigin:
+    """What DICOM results must repeat of a series.
+
+    The one place that carries a patient's identity through an analysis: it is never printed, and goes nowhere but into
+    the DICOM results of that very patient.
+    """
+
+    header: bytes
+    """Patient and study of the first slice, encoded; see `hemolens.sources.dicom.origin`. Empty if unreadable."""
+    sop_class_uids: tuple[str, ...]
+    """Of each slice."""
+    frame_numbers: tuple[int | None, ...]
+    """Of each slice in its file, from 1; None where the file has one frame."""
+    thicknesses_mm: tuple[float, ...]
+    """Nominal, of each slice; NaN where unknown."""
+
+    def __repr__(self) -> str:
+        return f"DicomOrigin({len(self.frame_numbers)} slices)"
+
+
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where a volume came from: what a report must be able to name. Holds no patient name or number."""
+    """Where a volume came from: what a report must be able to name.
+
+    Shows no patient name or number, whoever prints it; `origin` keeps them for DICOM results.
+    """
 
     kind: SourceKind
     path_or_uid: str
@@ -60,6 +84,8 @@ class SourceInfo:
     """NIfTI: which axis of the file became slice, row and column."""
     ndarray_flips: tuple[bool, bool, bool] = (False, False, False)
     """NIfTI: which axes (of the volume) run against the file's."""
+    origin: DicomOrigin | None = None
+    """DICOM: what results must repeat of the series."""
 
 
 @dataclass(frozen=True, eq=False)

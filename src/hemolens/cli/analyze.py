@@ -34,6 +34,7 @@ from hemolens.cli.options import (
     WindowLevel,
     WindowWidth,
     WithProbability,
+    WithSummaryImage,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Manner:
 
     demo: bool
     probability: bool
+    summary_image: bool
     overwrite: bool
     as_json: bool
     quiet: bool
@@ -80,6 +82,7 @@ def analyze(
     runtime: RuntimeName = Runtime.AUTO,
     threads: Threads = None,
     probability: WithProbability = False,
+    summary_image: WithSummaryImage = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -87,7 +90,7 @@ def analyze(
 ) -> None:
     """Find, outline and measure blood in head CTs.
 
-    Writes findings.json, report.html and the mask into OUT.
+    Writes findings.json, report.html and the mask into OUT, and for DICOM seg.dcm and sr.dcm.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but partial.
     """
@@ -110,7 +113,7 @@ def analyze(
         threads=threads,
     )
     jobs = _jobs(sources, out) if not demo else [_demo_job(out)]
-    manner = Manner(demo, probability, overwrite, as_json, quiet, several=len(jobs) > 1)
+    manner = Manner(demo, probability, summary_image, overwrite, as_json, quiet, several=len(jobs) > 1)
     raise typer.Exit(_run_all(jobs, options, manner))
 
 
@@ -215,7 +218,13 @@ def _run_one(job: Job, options: AnalyzeOptions, manner: Manner, predictor: Predi
 
 
 def _save(result: Result, out: Path, manner: Manner) -> Mapping[str, Path]:
-    return result.save(out, overwrite=manner.overwrite, probability=manner.probability, truth=_truth(manner))
+    return result.save(
+        out,
+        overwrite=manner.overwrite,
+        probability=manner.probability,
+        summary_image=manner.summary_image,
+        truth=_truth(manner),
+    )
 
 
 def _truth(manner: Manner) -> Truth | None:

@@ -63,6 +63,10 @@ Threads = Annotated[
 WithProbability = Annotated[
     bool, typer.Option("--probability", help="Also write probability.nii.gz, the probability of blood per voxel.")
 ]
+WithSummaryImage = Annotated[
+    bool,
+    typer.Option("--summary-image", help="DICOM: also write summary.dcm, a picture of the result (secondary capture)."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are already in OUT.")]
 AsJson = Annotated[
     bool,

@@ -22,6 +22,7 @@ from hemolens.errors import OutputError
 from hemolens.inference.prediction import Prediction
 from hemolens.measurements.findings import Findings
 from hemolens.reports.as_json import to_text
+from hemolens.reports.dicom_files import dicom_files
 from hemolens.reports.html import render_html
 from hemolens.reports.nifti import mask_files, probability_files
 from hemolens.reports.truth import Truth
@@ -29,7 +30,9 @@ from hemolens.volume import LabelMap, Volume
 
 FINDINGS = "findings.json"
 REPORT = "report.html"
-FILES = frozenset({FINDINGS, REPORT, "mask.nii.gz", "mask_geometry.json", "probability.nii.gz", "seg.dcm", "sr.dcm"})
+FILES = frozenset({FINDINGS, REPORT, "mask.nii.gz", "mask_geometry.json", "probability.nii.gz"}) | {
+    "seg.dcm", "sr.dcm", "summary.dcm",
+}  # fmt: skip
 """Names of files that hemolens writes into a result folder."""
 FOLDERS = frozenset({"masks", "probability"})
 """Names of folders of PNG files."""
@@ -64,9 +67,10 @@ def write_reports(
     *,
     overwrite: bool = False,
     probability: bool = False,
+    summary_image: bool = False,
     truth: Truth | None = None,
 ) -> dict[str, Path]:
-    """Write ``findings.json``, ``report.html`` and the mask into a folder.
+    """Write ``findings.json``, ``report.html``, the mask and, for DICOM, SEG and SR into a folder.
 
     Parameters
     ----------
@@ -78,25 +82,30 @@ def write_reports(
         Whether earlier results in `out` may be replaced. Other files in it are never touched: with them it is refused.
     probability
         Whether to write the probability of blood per voxel.
+    summary_image
+        DICOM: whether to write a picture of the result as secondary capture.
     truth
         Known lesions to set beside the found ones.
 
     Returns
     -------
     dict
-        ``findings``, ``report``, ``mask`` or ``masks`` (a folder), and where they exist ``mask_geometry`` and
-        ``probability``.
+        ``findings``, ``report``, ``mask`` or ``masks`` (a folder), and where they exist ``mask_geometry``,
+        ``probability``, ``seg``, ``sr`` and ``summary``.
 
     Raises
     ------
     OutputError
         If `out` is not empty, holds files of others, or cannot be written; nothing is left half-written then.
+    ConfigError
+        If a summary image is asked for and the scan is no DICOM.
     """
     started = time.perf_counter()
     check_target(out, overwrite=overwrite)
     contents = mask_files(label_map)
     if probability:
         contents |= probability_files(volume, prediction)
+    contents |= dicom_files(label_map, findings, summary_image=summary_image)
     contents[REPORT] = render_html(label_map, findings, truth).encode()
     findings = replace(findings, timing_s={**findings.timing_s, "report": time.perf_counter() - started})
     contents[FINDINGS] = to_text(findings).encode()

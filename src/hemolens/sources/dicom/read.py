@@ -13,6 +13,7 @@ from hemolens.geometry import Stack
 from hemolens.notes import QualityNote, Severity
 from hemolens.sources.dicom.decode import decode_slices
 from hemolens.sources.dicom.header import SliceHeader
+from hemolens.sources.dicom.origin import origin_of
 from hemolens.sources.dicom.scan import Scan, scan_entries
 from hemolens.sources.dicom.select import SCOUT_WORDS, Choice, Series, choose
 from hemolens.sources.dicom.stacks import Gap, find_gaps, is_uneven, order_slices, pose_of, stack_of
@@ -65,7 +66,9 @@ def read_dicom(
         loaded = _load(ordered.slices, source, lambda f: progress(SCAN_SHARE + (1 - SCAN_SHARE) * f))
     kept = [ordered.slices[i] for i in loaded.kept]
     stack = _stack(kept, source)
-    volume = Volume(loaded.hu, stack, _source_info(kept, choice.series, source))
+    with quiet():
+        info = _source_info(kept, choice.series, source)
+    volume = Volume(loaded.hu, stack, info)
     index_of = {old: new for new, old in enumerate(loaded.kept)}
     doubled = tuple(index_of[i] for i in ordered.doubled if i in index_of)
     notes = [
@@ -134,11 +137,17 @@ def _source_info(kept: Sequence[SliceHeader], series: Series, source: str) -> So
         slice_names=names,
         slice_numbers=numbers if len(numbers) == len(kept) else (),
         sop_instance_uids=tuple(h.sop_uid for h in kept),
-        study_uid=first.study_uid or None,
+        study_uid=_shared([h.study_uid for h in kept]),
         series_uid=series.uid or None,
-        frame_of_reference_uid=first.frame_of_reference_uid or None,
+        frame_of_reference_uid=_shared([h.frame_of_reference_uid for h in kept]),
         series_description=first.description or None,
+        origin=origin_of(kept),
     )
+
+
+def _shared(values: Sequence[str]) -> str | None:
+    """Return the one value of all slices; None where they differ or have none."""
+    return values[0] or None if len(set(values)) == 1 else None
 
 
 def _choice_notes(choice: Choice) -> list[QualityNote]:
