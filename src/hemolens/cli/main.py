@@ -20,7 +20,10 @@ from hemolens import __version__
 from hemolens.cli import exits
 from hemolens.cli.analyze import analyze
 from hemolens.cli.doctor import doctor
+from hemolens.cli.explain import explain
 from hemolens.cli.models import models
+from hemolens.cli.train import train
+from hemolens.cli.tune import tune
 from hemolens.errors import ConfigError, HemolensError
 
 HELP = """Find, classify, outline and measure intracranial hemorrhage on head CT.
@@ -39,6 +42,9 @@ app = typer.Typer(
 app.command()(analyze)
 app.add_typer(models, name="models")
 app.command()(doctor)
+app.command()(explain)
+app.command()(train)
+app.command()(tune)
 
 # Typer says which exceptions mean wrong usage only through the base of this one.
 TyperUsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -25,7 +25,7 @@ def open_fabric(config: TrainConfig) -> Any:
     """
     try:
         from lightning_fabric import Fabric
-        from lightning_fabric.plugins.environments import TorchElasticEnvironment
+        from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     except ImportError as error:
         raise DependencyError("lightning-fabric", "train") from error
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -57,13 +57,13 @@ def reducer(fabric: Any) -> Reduce | None:
     """Return how to add a tensor up over all processes; None where there is one."""
     if fabric.world_size == 1:
         return None
-    return lambda tensor: fabric.all_reduce(tensor.to(fabric.device).clone(), reduce_op="sum")  # type: ignore[no-any-return]
+    return lambda tensor: fabric.all_reduce(tensor.to(fabric.device).clone(), reduce_op="sum")
 
 
 def _precision(precision: str, device: str) -> Any:
     from lightning_fabric.plugins.precision import MixedPrecision, Precision
 
-    class GrayKept(MixedPrecision):  # type: ignore[misc]
+    class GrayKept(MixedPrecision):
         """Mixed precision that leaves the input alone: 0 to 255 does not fit eight bits of mantissa."""
 
         def convert_input(self, data: Any) -> Any:

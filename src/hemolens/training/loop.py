@@ -226,7 +226,7 @@ def _not_finite(job: Job, batch: Batch, step: int, problem: str) -> DivergedErro
     path = job.out / (NAN_BATCH if not rank else NAN_BATCH.replace(".", f"-{rank}."))
     arrays = {key: value.cpu().numpy() for key, value in batch.items() if isinstance(value, Tensor)}
     with disk_watched(path), path.open("wb") as file:
-        np.savez_compressed(file, step=step, names=np.array(batch["names"], dtype=str), **arrays)
+        np.savez_compressed(file, names=np.array(batch["names"], dtype=str), **arrays)  # type: ignore[arg-type]
     strange = [key for key in ("images", "inside") if key in arrays and not np.isfinite(arrays[key]).all()]
     remedy = f"Its {strange[0]} are not finite: look there." if strange else "Lower optimizer.rate."
     return DivergedError(f"{problem} at step {step + 1}. The batch is in {path}. {remedy}")

@@ -100,11 +100,11 @@ PARTS: tuple[str, ...] = (
 
 
 class Part(NamedTuple):
-    """A mean in the making: the average of ``total / count`` over the entries whose count is not 0."""
+    """A mean in the making: the average of ``total / number`` over the entries whose number is not 0."""
 
     total: Tensor
     """Shape ``(k,)``, with gradient."""
-    count: Tensor
+    number: Tensor
     """Shape ``(k,)``."""
 
 
@@ -152,7 +152,7 @@ def total_loss(parts: Parts, config: LossConfig, reduce: Reduce | None = None, w
     own = torch.cat([_sums(part) for part in parts.values()]).detach()
     everyone = (reduce(own) if reduce else own).double().cpu()
     shares, values = [], {}
-    for (name, part), sums in zip(parts.items(), everyone.split(sizes), strict=True):
+    for (name, part), sums in zip(parts.items(), torch.split(everyone, sizes), strict=True):
         slope, value = _slope(part, sums)
         on = part.sums if isinstance(part, Overlap) else part.total
         shares.append(config.weights[name] * world * (on.float() * slope.to(on.device, torch.float32)).sum())
@@ -162,7 +162,7 @@ def total_loss(parts: Parts, config: LossConfig, reduce: Reduce | None = None, w
 
 
 def _sums(part: Part | Overlap) -> Tensor:
-    return part.sums.float() if isinstance(part, Overlap) else torch.cat([part.total.float(), part.count.float()])
+    return part.sums.float() if isinstance(part, Overlap) else torch.cat([part.total.float(), part.number.float()])
 
 
 def _slope(part: Part | Overlap, sums: Tensor) -> tuple[Tensor, float | None]:
@@ -172,7 +172,7 @@ def _slope(part: Part | Overlap, sums: Tensor) -> tuple[Tensor, float | None]:
         with torch.enable_grad():
             value = overlap_loss(leaf[0], leaf[1], leaf[2], part.alpha, part.beta)
         (slope,) = torch.autograd.grad(value, leaf)
-        return slope, float(value)
+        return slope, float(value.detach())
     totals, counts = sums.chunk(2)
     present = counts > 0
     if not present.any():
@@ -189,7 +189,7 @@ def add_parts(one: Parts, other: Parts) -> Parts:
         if isinstance(part, Overlap) and isinstance(more, Overlap):
             added[name] = part._replace(sums=part.sums + more.sums)
         elif isinstance(part, Part) and isinstance(more, Part):
-            added[name] = Part(part.total + more.total, part.count + more.count)
+            added[name] = Part(part.total + more.total, part.number + more.number)
     return added
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hemolens.evaluation.metrics import auc_score, precision_score
+from hemolens.evaluation.metrics import auc_score, average_precision_score
 from hemolens.models.network import Network
 from hemolens.models.output import NetOutput
 from hemolens.sources.datasets.cases import UNKNOWN, UNKNOWN_SUBTYPE
@@ -109,7 +109,7 @@ def _loss_values(parts: Parts | None, config: TrainConfig) -> dict[str, float]:
 def _ranking(truth: np.ndarray[Any, Any], score: np.ndarray[Any, Any]) -> dict[str, float]:
     told = ~np.isnan(truth)
     truth, score = truth[told], score[told]
-    values = {"auc": auc_score(truth, score), "average_precision": precision_score(truth, score)}
+    values = {"auc": auc_score(truth, score), "average_precision": average_precision_score(truth, score)}
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
