@@ -19,6 +19,7 @@ import typer
 from hemolens import __version__
 from hemolens.cli import exits
 from hemolens.cli.analyze import analyze
+from hemolens.cli.data import data
 from hemolens.cli.doctor import doctor
 from hemolens.cli.explain import explain
 from hemolens.cli.models import models
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(analyze)
 app.add_typer(models, name="models")
+app.add_typer(data, name="data")
 app.command()(doctor)
 app.command()(explain)
 app.command()(train)
