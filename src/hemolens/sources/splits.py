@@ -125,6 +125,16 @@ def group_of(member: str) -> str:
     return f"{dataset}/{rest.partition('/')[0]}"
 
 
+SAME_PEOPLE: Mapping[str, str] = {"ct_ich_nifti": "ct_ich", "bhsd": "rsna"}
+"""Data sets that were published from the scans of another one, under the same patient names."""
+
+
+def person_of(group: str) -> str:
+    """Return one name for a patient who is in two data sets."""
+    dataset, _, patient = group.partition("/")
+    return f"{SAME_PEOPLE.get(dataset, dataset)}/{patient}"
+
+
 def slices_in(case: Case, members: Collection[str]) -> tuple[int, ...]:
     """Return which slices of a case are meant by `members`: all where its patient is named, else those named."""
     if case.group in members:
@@ -143,7 +153,8 @@ def make_split(
 ) -> Split:
     """Split into k folds: fold i tests on part i, validates on part i + 1 and trains on the rest.
 
-    Parts are stratified by what a patient's scans show: any hemorrhage, and the rarest subtype among it.
+    Parts are stratified by what a patient's scans show: any hemorrhage, and the rarest subtype among it. People who are
+    in two data sets stand on one side; those of a data set that is put aside are left out of the others.
 
     Parameters
     ----------
@@ -171,20 +182,24 @@ def make_split(
         raise ConfigError(f"{_names(set(train_only) & set(test_only))} cannot be on the train and the test side.")
     if folds < 3:
         raise ConfigError(f"A split needs at least 3 folds (train, validation, test); got {folds}.")
-    dealt = [d for d in datasets if d.name not in train_only and d.name not in test_only]
-    parts = _parts(_strata(dealt, unit), folds, seed, unit)
-    extra = {
+    aside = {
         side: tuple(sorted(m for d in datasets if d.name in names for m in _strata([d], unit)))
         for side, names in (("train", train_only), ("test", test_only))
     }
+    tested = {person_of(group_of(m)) for m in aside["test"]}
+    aside["train"] = tuple(m for m in aside["train"] if person_of(group_of(m)) not in tested)
+    taken = tested | {person_of(group_of(m)) for m in aside["train"]}
+    dealt = [d for d in datasets if d.name not in train_only and d.name not in test_only]
+    free = {m: f for m, f in _strata(dealt, unit).items() if person_of(group_of(m)) not in taken}
+    parts = _parts(free, folds, seed, unit)
     made = []
     for number in range(folds):
         validation = (number + 1) % folds
         train = chain.from_iterable(parts[i] for i in range(folds) if i not in (number, validation))
         made.append(Fold(
-            train=(*sorted(train), *extra["train"]),
+            train=(*sorted(train), *aside["train"]),
             validation=tuple(sorted(parts[validation])),
-            test=(*sorted(parts[number]), *extra["test"]),
+            test=(*sorted(parts[number]), *aside["test"]),
         ))  # fmt: skip
     patients = {d.name: tuple(sorted({case.patient for case in d.cases})) for d in datasets}
     return Split(unit, seed, patients, tuple(made))
@@ -206,22 +221,26 @@ def _strata(datasets: Sequence[DataSet], unit: Unit) -> dict[str, Findings]:
 
 
 def _parts(members: Mapping[str, Findings], folds: int, seed: int, unit: Unit) -> list[list[str]]:
-    positives = sum(findings[0] == 1.0 for findings in members.values())
-    if positives < folds or len(members) < folds:
-        found = f"{len(members)} {unit}s, {positives} of them with hemorrhage"
+    bound: dict[str, list[str]] = {}  # what stays together: a person's patients, or a single slice
+    for member in sorted(members):
+        bound.setdefault(member if unit == "slice" else person_of(member), []).append(member)
+    shown = {key: merged_findings(members[m] for m in some) for key, some in bound.items()}
+    positives = sum(findings[0] == 1.0 for findings in shown.values())
+    if positives < folds:
+        found = f"{len(shown)} {unit}s, {positives} of them with hemorrhage"
         raise ConfigError(f"{folds} folds need at least {folds} {unit}s with hemorrhage; there are {found}.")
-    counts = [sum(f[k] == 1.0 for f in members.values()) for k in range(1, len(SUBTYPE_NAMES) + 1)]
+    counts = [sum(f[k] == 1.0 for f in shown.values()) for k in range(1, len(SUBTYPE_NAMES) + 1)]
 
-    def stratum(member: str) -> tuple[str, int, int]:
-        findings = members[member]
+    def stratum(key: str) -> tuple[str, int, int]:
+        findings = shown[key]
         present = [k for k, value in enumerate(findings[1:]) if value == 1.0]
         rarest = min(present, key=lambda k: (counts[k], k), default=-1)
-        return member.partition("/")[0], {1.0: 0, 0.0: 1}.get(findings[0], 2), rarest
+        return bound[key][0].partition("/")[0], {1.0: 0, 0.0: 1}.get(findings[0], 2), rarest
 
-    order = sorted(members)
+    order = sorted(bound)
     random.Random(seed).shuffle(order)
     order.sort(key=stratum)  # stable: shuffled within a stratum; dealing in this order spreads each one evenly
-    return [order[number::folds] for number in range(folds)]
+    return [[m for key in order[number::folds] for m in bound[key]] for number in range(folds)]
 
 
 def write_split(split: Split, path: Path, *, overwrite: bool = False) -> None:

@@ -332,7 +332,7 @@ BHSD_FOLDERS = (("images", "ground truths"), ("imagesTr", "labelsTr"), ("imagesT
 
 def find_bhsd(path: Path) -> Path | None:
     """Return the root of BHSD's NIfTI form for itself or a folder above it."""
-    for root in (path, path / "label_192"):
+    for root in (path, path / "label_192", *(path / name for name in ct_ich.only_folder(path))):
         if any((root / images).is_dir() and (root / masks).is_dir() for images, masks in BHSD_FOLDERS):
             return root
     return None
