@@ -21,6 +21,7 @@ from hemolens.cli import exits
 from hemolens.cli.analyze import analyze
 from hemolens.cli.data import data
 from hemolens.cli.doctor import doctor
+from hemolens.cli.evaluate import evaluate
 from hemolens.cli.explain import explain
 from hemolens.cli.models import models
 from hemolens.cli.train import train
@@ -44,6 +45,7 @@ app.command()(analyze)
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 app.command()(doctor)
+app.command()(evaluate)
 app.command()(explain)
 app.command()(train)
 app.command()(tune)
