@@ -22,7 +22,7 @@ from hemolens.sources.datasets.cases import UNKNOWN
 
 Batch = dict[str, Any]
 """See `hemolens.training.data`."""
-BEND_KNOTS = 6
+BEND_KNOTS, BEND_STEPS = 6, 36
 MIDDLE_GRAY = 105.0
 """Gain turns about this value, somewhat below brain."""
 UNIFORMS = 12
@@ -165,7 +165,8 @@ def _grid(uniform: Tensor, bend: Tensor, size: torch.Size, config: AugmentConfig
     grid = F.affine_grid(torch.stack(rows, dim=1), [len(uniform), 1, *size], align_corners=False)
     if not config.elastic:
         return grid
-    smooth = F.interpolate(bend * config.elastic, size=tuple(size), mode="bicubic", align_corners=True)
+    coarse = F.interpolate(bend * config.elastic, size=(BEND_STEPS, BEND_STEPS), mode="bicubic", align_corners=True)
+    smooth = F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=True)
     return grid + smooth.permute(0, 2, 3, 1)
 
 
@@ -180,31 +181,25 @@ def _move(values: Tensor, grid: Tensor, whole: int) -> Tensor:
 def _regray(images: Tensor, uniform: Tensor, draws: list[_Draw], config: AugmentConfig) -> Tensor:
     """Another window, gamma, noise or sharpness, as other scanners and other readers give; black stays black."""
     signed = (uniform * 2 - 1)[:, :, None, None, None].unbind(1)
-    gain, level, gamma = (
-        torch.exp(signed[6] * config.gain),
-        signed[7] * config.level,
-        torch.exp(signed[8] * config.gamma),
-    )
+    gain, level = torch.exp(signed[6] * config.gain), signed[7] * config.level
     shown = images > 0
-    x = (images - MIDDLE_GRAY) * gain + MIDDLE_GRAY + level * shown
+    x = images.mul(gain).add_(MIDDLE_GRAY * (1 - gain) + level).clamp_(0, 255)
     if config.gamma:
-        x = 255 * (x.clamp(0, 255) / 255) ** gamma
+        x.div_(255).pow_(torch.exp(signed[8] * config.gamma)).mul_(255)
     if config.blur or config.sharpen:
         amount = uniform[:, 9, None, None, None] * (config.blur + config.sharpen) - config.sharpen
-        x = x + (F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False) - x) * amount
+        x = x.lerp_(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False), amount)
     if config.noise:
-        x = x + _noise(images, uniform, draws, config.noise) * shown
-    return x.clamp(0, 255)
+        _add_noise(x, images, uniform, draws, config.noise)
+    return x.mul_(shown).clamp_(0, 255)
 
 
-def _noise(images: Tensor, uniform: Tensor, draws: list[_Draw], strength: float) -> Tensor:
+def _add_noise(x: Tensor, images: Tensor, uniform: Tensor, draws: list[_Draw], strength: float) -> None:
     """Grainy noise for half of the samples; slices that are one slice repeated get the same."""
-    noise = torch.zeros_like(images)
     for k, draw in enumerate(draws):
         if uniform[k, 10] < 0.5:
             repeated = bool((images[k] == images[k, :1]).all())
             shape = (1 if repeated else images.shape[1], *images.shape[2:])
             fine = torch.randn(shape, generator=draw.generator)
-            grain = fine + F.avg_pool2d(fine, 3, stride=1, padding=1) * 2
-            noise[k] = (grain * float(uniform[k, 11]) * strength).to(images.device)
-    return noise
+            grain = F.avg_pool2d(fine, 3, stride=1, padding=1).mul_(2).add_(fine)
+            x[k] += grain.mul_(float(uniform[k, 11]) * strength).to(images.device)

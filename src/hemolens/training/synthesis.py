@@ -23,6 +23,7 @@ from hemolens.training.synthesis_shapes import Mask, Picture, Plan, Scene, noise
 
 TISSUE_GRAY = 160
 """About 55 HU, in bleed-free slices: brighter pixels are in part bone."""
+MOSTLY_BONE = 200
 SMALLEST_INSIDE = 0.2
 """Share of the crop below which the inside of the skull is not reliably told (skull base, vertex)."""
 SMALLEST_MM2 = 8.0
@@ -126,7 +127,7 @@ def paint_negatives(
 
 def _canvas(images: NDArray[np.uint8], skull: Mask, center: int) -> _Canvas | None:
     """Prepare slices; several copies of one slice are painted as one."""
-    skulls = np.broadcast_to(skull, images.shape)
+    skulls = np.broadcast_to(skull, images.shape)  # one skull for all slices is one array in memory, too
     if skulls[center].mean() < SMALLEST_INSIDE or skulls[center].all():
         return None
     if (images == images[center]).all():
@@ -141,9 +142,22 @@ class _Canvas:
         self.pictures = images.astype(np.float32)
         self.labels = np.zeros(images.shape, dtype=np.uint8)
         self.skulls, self.center = skulls, center
-        self.scene = Scene(self.pictures[center].copy(), skulls[center])
+        self.scenes = {center: Scene(self.pictures[center].copy(), skulls[center])}
+
+    @property
+    def scene(self) -> Scene:
+        """The slice that all is planned on, as it was before."""
+        return self.scenes[self.center]
+
+    def scene_at(self, k: int) -> Scene:
+        """Slice `k` as it is when it is first asked for."""
+        if k not in self.scenes:
+            shared = self.skulls.strides[0] == 0
+            self.scenes[k] = Scene(self.pictures[k].copy(), self.skulls[k], self.scene if shared else None)
+        return self.scenes[k]
 
     def finished(self, slices: int) -> Painted:
+        """Return what was painted; one slice for as many as there were copies of it."""
         images = np.clip(np.rint(self.pictures), 0, 255).astype(np.uint8)
         shape = (slices, *images.shape[1:])
         return Painted(np.broadcast_to(images, shape), np.broadcast_to(self.labels, shape))
@@ -152,14 +166,11 @@ class _Canvas:
         """Paint one or two things that are no blood; the neighbors show less of them, or nothing."""
         shares = np.array([share for _, share in NEGATIVES])
         for _ in range(int(rng.integers(1, 3))):
-            made = NEGATIVES[int(rng.choice(len(NEGATIVES), p=shares / shares.sum()))][0](self.scene, rng)
-            if made is None:
-                continue
-            weight, target = made
+            added = NEGATIVES[int(rng.choice(len(NEGATIVES), p=shares / shares.sum()))][0](self.scene, rng)
             for k, picture in enumerate(self.pictures):
                 part = 1.0 if k == self.center else max(0.0, rng.uniform(-0.3, 1.0)) ** abs(k - self.center)
                 if part > 0.02:
-                    picture += weight * part * (target - picture)
+                    picture += added * np.float32(part)
 
     def add_bleed(self, plan: Plan, kind: int, config: SynthesisConfig, rng: np.random.Generator) -> None:
         """Paint one bleed on every slice that it reaches, if it is not too small."""
@@ -183,8 +194,7 @@ class _Canvas:
         skull = self.skulls[k]
         if skull.mean() < SMALLEST_INSIDE:
             return None
-        scene = self.scene if k == self.center else Scene(self.pictures[k], skull)
-        weight = plan.render(scene, float(np.sqrt(max(1 - (off / (half + 0.5)) ** 2, 0.0))))
+        weight = plan.render(self.scene_at(k), float(np.sqrt(max(1 - (off / (half + 0.5)) ** 2, 0.0))))
         return weight * np.float32(min(cover, 1.0)) if (weight > 0.02).any() else None
 
     def _blend(self, k: int, weight: Picture, look: _Look) -> None:
@@ -197,8 +207,8 @@ class _Canvas:
             rim *= (1 - w) * inside * room
             slab -= rim * look.edema_depth
             labels[(rim > 0.5) & (labels == 0)] = EDEMA
+        labels[(w > 0.5) & inside & (slab < MOSTLY_BONE)] = look.label
         slab += w * room * (look.target[box] - low)
-        labels[(w > 0.5) & inside] = look.label
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,8 +243,9 @@ class _Look:
             else:
                 target = target - np.clip(noise(shape, rng, 8 * scene.mm), 0, 1.5) * rng.uniform(10, 38)
         swollen = kind == INTRAPARENCHYMAL and rng.random() < config.edema
-        width = rng.uniform(2, 8) * scene.mm if swollen else 0.0
-        return cls(kind + 1, np.asarray(target, dtype=np.float32), mottle, width, rng.uniform(8, 26))
+        radius = float(np.sqrt((weight > 0.5).sum() / np.pi))
+        width = min(rng.uniform(2, 8) * scene.mm, 0.8 * radius + 1.5) if swollen else 0.0
+        return cls(kind + 1, np.asarray(target, dtype=np.float32), mottle, width, rng.uniform(8, 22))
 
 
 def _settled(weight: Picture, shape: tuple[int, ...], rng: np.random.Generator) -> Picture:

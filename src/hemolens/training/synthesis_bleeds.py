@@ -15,6 +15,7 @@ from hemolens.training.synthesis_shapes import (
     Scene,
     blob,
     inward,
+    lines,
     log_uniform,
     noise,
     pick,
@@ -37,7 +38,7 @@ def plan_intraparenchymal(scene: Scene, rng: Rng) -> Plan | None:
     if center is None:
         return None
     parts = [blob(scene.inside.shape, center, radius, rng)]
-    for _ in range(int(rng.choice([0, 1, 2], p=[0.55, 0.3, 0.15]))):
+    for _ in range(int(rng.choice([0, 1, 2], p=[0.55, 0.3, 0.15])) if radius_mm > 5 else 0):
         turn, part = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.4, 0.8)
         at = (int(center[0] + radius * 0.8 * np.sin(turn)), int(center[1] + radius * 0.8 * np.cos(turn)))
         parts.append(blob(scene.inside.shape, at, part, rng))
@@ -112,28 +113,30 @@ def _falx(scene: Scene, rng: Rng) -> Plan:
 
 
 def _tentorium(scene: Scene, rng: Rng) -> Plan:
-    """Plan a band from behind the midbrain outward and backward: sharp on one edge, and blurred where it slopes."""
-    edge, spread = tentorium(scene, rng)
-    thick = rng.uniform(2, 9) * scene.mm
-    sigma = rng.uniform(0.6, 1.0)
-    uneven = 1 + 0.25 * noise(scene.inside.shape, rng, 10)
+    """Plan a band beside the edge of the tentorium: sharp toward the midline, blurred outward, where it slopes down."""
+    edge, leaf = tentorium(scene, rng)
+    thick = rng.uniform(2.5, 9) * scene.mm * (1 + 0.25 * noise(scene.inside.shape, rng, 10))
+    fade = np.clip(1.4 - edge / thick, 0, 1) * (edge > 0) * leaf
+    weight = ndimage.gaussian_filter(fade.astype(np.float32), rng.uniform(0.6, 0.9))
 
     def render(at: Scene, grow: float) -> Picture:
-        band = np.clip(1 - edge / (thick * uneven * grow + 1e-3), 0, 1) * (edge > 0) * spread
-        return soften(np.asarray(band > 0.3), sigma) * at.inside * (at.depth > 0.5)
+        return np.asarray(weight * np.float32(0.4 + 0.6 * grow) * (at.depth > 0.5), dtype=np.float32)
 
-    return Plan(render, rng.uniform(0.6, 2.0), (16, 65))
+    return Plan(render, rng.uniform(0.6, 2.0), (18, 68))
 
 
 def tentorium(scene: Scene, rng: Rng) -> tuple[Picture, Mask]:
-    """Return the distance in pixels outside of one leaf of the tentorium, and where that leaf is."""
+    """Return the distance in pixels outward of the edge of one leaf of the tentorium, and where that leaf is.
+
+    The edge runs from the back of the head, at the midline, forward and outward, bent like a bow.
+    """
     side = float(rng.choice([-1.0, 1.0]))
-    apex, slope = rng.uniform(5, 25) * scene.mm, rng.uniform(0.5, 1.3)
-    curve = rng.uniform(0, 0.006) / scene.mm
-    out = scene.across * side
-    edge = scene.along - apex - slope * out - curve * out**2
-    leaf = (out > rng.uniform(0, 6) * scene.mm) & scene.inside
-    return np.asarray(-edge if rng.random() < 0.7 else edge, dtype=np.float32), np.asarray(leaf)
+    back, length = rng.uniform(45, 75) * scene.mm, rng.uniform(25, 55) * scene.mm
+    slope, bend = rng.uniform(0.25, 0.7), rng.uniform(-0.004, 0.008) / scene.mm
+    ahead = back - scene.along
+    start = rng.uniform(0, 4) * scene.mm
+    edge = (scene.across * side - start - slope * ahead - bend * ahead**2) / np.hypot(1, slope)
+    return np.asarray(edge, dtype=np.float32), np.asarray((ahead > 0) & (ahead < length) & scene.inside)
 
 
 def plan_subarachnoid(scene: Scene, rng: Rng) -> Plan | None:
@@ -144,8 +147,8 @@ def plan_subarachnoid(scene: Scene, rng: Rng) -> Plan | None:
     seen = _furrows(scene)
     seed = pick(seen, rng)
     sigma, widen = rng.uniform(0.4, 0.7), rng.random() < 0.5
-    reach = log_uniform(9, 80, rng) * scene.mm
-    if seed is None or seen.sum() < 40 or rng.random() < 0.2:
+    reach = log_uniform(14, 90, rng) * scene.mm
+    if seed is None or seen.sum() < 40 * scene.mm**2 or rng.random() < 0.25:
         return _made_up_furrows(scene, rng, sigma)
     region = blob(scene.inside.shape, seed, reach, rng)
 
@@ -155,14 +158,22 @@ def plan_subarachnoid(scene: Scene, rng: Rng) -> Plan | None:
             fluid = ndimage.binary_dilation(fluid)
         return soften(fluid & at.inside, sigma)
 
-    return Plan(render, rng.uniform(0.8, 5), (10, 62))
+    return Plan(render, rng.uniform(0.8, 5), (16, 66))
 
 
 def _furrows(scene: Scene) -> Mask:
-    local = ndimage.uniform_filter(scene.smooth, int(13 * scene.mm) | 1)
-    dark = (scene.smooth < np.minimum(local - 3, scene.brain_gray - 5)) & scene.inside
-    central = scene.depth > 0.7 * scene.depth.max()
-    return np.asarray(dark & ~(ndimage.binary_opening(dark, iterations=3) & central))  # not the ventricles
+    """Return narrow dark places near the surface, and wide ones that are as dark as fluid; no specks, no ventricles."""
+    size = int(8 * scene.mm) | 1
+    narrow = ndimage.grey_closing(scene.smooth, size=(size, size)) - scene.smooth
+    shallow = (scene.depth < 28 * scene.mm) | (np.abs(scene.across) < 7 * scene.mm)
+    dark = (narrow > 11) & (scene.smooth < scene.brain_gray - 9) & shallow | (scene.smooth < scene.brain_gray - 28)
+    dark &= scene.inside & (scene.depth > 0.5)
+    if not scene.at_base:
+        dark &= ~ndimage.binary_dilation(_ventricles(scene), iterations=2)
+    labels, _ = ndimage.label(dark, structure=np.ones((3, 3)))
+    large = np.bincount(labels.ravel()) >= 12 * scene.mm**2
+    large[0] = False
+    return np.asarray(large[labels])
 
 
 def _made_up_furrows(scene: Scene, rng: Rng, sigma: float) -> Plan | None:
@@ -170,11 +181,11 @@ def _made_up_furrows(scene: Scene, rng: Rng, sigma: float) -> Plan | None:
     if seed is None:
         return None
     region = blob(scene.inside.shape, seed, rng.uniform(10, 38) * scene.mm, rng)
-    folds = np.abs(noise(scene.inside.shape, rng, 9 * scene.mm)) < rng.uniform(0.1, 0.2)
+    folds = lines(scene.inside.shape, rng, rng.uniform(8, 13) * scene.mm, rng.uniform(1.4, 2.6) * scene.mm)
     deepest = rng.uniform(8, 22) * scene.mm
 
     def render(at: Scene, grow: float) -> Picture:
-        shell = (at.depth > 0.5) & (at.depth < deepest) & (folds | (at.depth < 1.6))
+        shell = (at.depth > 0.5) & (at.depth < deepest) & folds
         return soften(shell & region(grow), sigma) * at.inside
 
     return Plan(render, rng.uniform(0.6, 2.5), (14, 62))
@@ -209,8 +220,11 @@ def plan_intraventricular(scene: Scene, rng: Rng) -> Plan | None:
 
 
 def _ventricles(scene: Scene) -> Mask:
-    fluid = (scene.smooth < scene.brain_gray - 14) & (scene.depth > 0.35 * scene.depth.max())
-    return np.asarray(ndimage.binary_opening(fluid))
+    """Return what is as dark as fluid deep in the brain, with its blurred edge."""
+    deep = scene.depth > 0.3 * scene.depth.max()
+    seed = ndimage.binary_opening((scene.smooth < scene.brain_gray - 28) & deep)
+    edge = (scene.smooth < scene.brain_gray - 16) & deep
+    return np.asarray(ndimage.binary_dilation(seed, mask=edge, iterations=int(3 * scene.mm) + 1))
 
 
 PLANNERS: tuple[Planner, ...] = (

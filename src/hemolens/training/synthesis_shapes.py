@@ -16,6 +16,9 @@ Rng = np.random.Generator
 
 CROP_MM = 222.0
 """Typical side of a head crop."""
+BONE_GRAY = 240
+TABLE_GRAY = 185
+"""Half way between brain and the white of bone: where the inner table begins."""
 ROUND = 1.05
 """A skull whose length is less than this much its width does not tell where its midline runs."""
 
@@ -28,6 +31,8 @@ class Scene:
     """Gray values."""
     inside: Mask
     """Inside of the skull."""
+    beside: Scene | None = None
+    """A neighboring slice of which only this skull is known: what hangs on the skull alone is taken from there."""
 
     @cached_property
     def smooth(self) -> Picture:
@@ -36,8 +41,25 @@ class Scene:
 
     @cached_property
     def depth(self) -> Picture:
-        """Distance to the skull in pixels, 0 outside."""
-        return np.asarray(ndimage.distance_transform_edt(self.inside), dtype=np.float32)
+        """Distance to the inner table in pixels, 0 outside: the inside of the skull holds a rim that is mostly bone."""
+        if self.beside is not None:
+            return self.beside.depth
+        depth = np.zeros(self.inside.shape, dtype=np.float32)
+        rows, columns = (np.flatnonzero(self.inside.any(axis=a)) for a in (1, 0))
+        if rows.size:
+            box = slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
+            inside = self.inside[box]
+            whole = ndimage.uniform_filter(inside.astype(np.float32), 2 * int(4 * self.mm) + 1) > 0.999
+            depth[box] = ndimage.distance_transform_edt(inside & (whole | (self.image[box] < TABLE_GRAY)))
+        return depth
+
+    @cached_property
+    def at_base(self) -> bool:
+        """Whether bone stands deep inside the head: what is dark in its middle is then rather cistern than ventricle."""
+        bone = (self.image > BONE_GRAY) & ~self.inside
+        head = ndimage.binary_fill_holes(bone | self.inside)
+        deep = ndimage.uniform_filter(head.astype(np.float32), 2 * int(22 * self.mm) + 1) > 0.98
+        return bool((bone & deep).sum() > 50 * self.mm**2)
 
     @cached_property
     def brain_gray(self) -> float:
@@ -124,6 +146,13 @@ def blob(shape: tuple[int, ...], center: tuple[int, int], radius: float, rng: Rn
     v = (-dy * np.sin(turn) + dx * np.cos(turn)) / stretch
     reach = np.hypot(u, v) / (1 + noise(shape, rng, max(2.0, radius / 2.5)) * rng.uniform(0.05, 0.3))
     return lambda grow: np.asarray(reach < radius * grow)
+
+
+def lines(shape: tuple[int, ...], rng: Rng, scale: float, width: float) -> Mask:
+    """Winding lines of even width, about `scale` apart."""
+    field = noise(shape, rng, scale)
+    steep = np.hypot(*np.gradient(field))
+    return np.asarray(np.abs(field) < np.maximum(steep, 1e-3) * width / 2)
 
 
 def soften(mask: Mask, sigma: float) -> Picture:
