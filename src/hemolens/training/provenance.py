@@ -66,7 +66,7 @@ def _version(name: str) -> str | None:
 
 
 def data_told(datasets: Sequence[DataSet], split: Split, number: int) -> dict[str, Any]:
-    """Return the data sets and the fold, by names and counts."""
+    """Return the data sets and the fold, by names and counts; patients are named in the split file only."""
     fold = split.fold(number)
     told: dict[str, Any] = {
         "datasets": [
@@ -77,7 +77,6 @@ def data_told(datasets: Sequence[DataSet], split: Split, number: int) -> dict[st
                 "patients": len({case.patient for case in d.cases}),
                 "slices": sum(len(case.slices) for case in d.cases),
                 "fingerprint": fingerprint(d),
-                "notes": list(d.notes),
             }
             for d in datasets
         ],
@@ -86,7 +85,8 @@ def data_told(datasets: Sequence[DataSet], split: Split, number: int) -> dict[st
             "seed": split.seed,
             "folds": len(split.folds),
             "fold": number,
-            **{side: list(getattr(fold, side)) for side in ("train", "validation", "test")},
+            **{side: len(getattr(fold, side)) for side in ("train", "validation", "test")},
+            "members_sha256": identity(datasets, fold),
         },
     }
     if split.leaks:
