@@ -108,12 +108,16 @@ def write_instance(root: Path) -> Path:
 
 
 RSNA_NAMES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
-RSNA_STRIPPED = {
-    name: None
-    for name in ("SOPClassUID", "ImageType", "SeriesDescription", "ConvolutionKernel", "InstanceNumber",
-                 "SeriesNumber", "FrameOfReferenceUID", "SliceThickness", "StudyDate")
-}  # fmt: skip
-RSNA_STUDIES = (("ID_aaa", "ID_s1", "0SI0"), ("ID_aaa", "ID_s2", "00"), ("ID_bbb", "ID_s3", "0EE"), ("ID_ccc", "ID_s4", "00"))
+RSNA_STRIPPED = dict.fromkeys(
+    ("SOPClassUID", "ImageType", "SeriesDescription", "ConvolutionKernel", "InstanceNumber", "SeriesNumber",
+     "FrameOfReferenceUID", "SliceThickness", "StudyDate")
+)  # fmt: skip
+RSNA_STUDIES = (
+    ("ID_aaa", "ID_s1", "0SI0"),
+    ("ID_aaa", "ID_s2", "00"),
+    ("ID_bbb", "ID_s3", "0EE"),
+    ("ID_ccc", "ID_s4", "00"),
+)
 """Patient, study and what each slice shows: nothing, subdural, intraparenchymal, epidural."""
 
 
@@ -122,18 +126,22 @@ def rsna_name(study: str, index: int) -> str:
 
 
 def write_rsna(root: Path) -> Path:
-    """RSNA 2019 stage 2: four studies of three patients under names that tell no order, a doubled row, the broken file."""
+    """RSNA 2019 stage 2: four studies of three patients, names that tell no order, doubled rows, the broken file."""
     rows = ["ID,Label"]
     for patient, study, marks in RSNA_STUDIES:
         # Names fall while slices rise, so that only positions can tell the order.
         names = [rsna_name(study, len(marks) - index) for index in range(len(marks))]
         plan = Series(slices=len(marks), patient=patient, study=study, series=f"{study}x", extra=RSNA_STRIPPED)
         folder = root / "stage_2_train"
-        paths = write_series(folder, plan, change=lambda i, ds, n=names: setattr(ds, "SOPInstanceUID", n[i]), prefix="t")
+        paths = write_series(
+            folder, plan, change=lambda i, ds, n=names: setattr(ds, "SOPInstanceUID", n[i]), prefix="t"
+        )
         for name, path, mark in zip(names, paths, marks, strict=True):
             path.rename(folder / f"{name}.dcm")
             true = {"S": "subdural", "I": "intraparenchymal", "E": "epidural"}.get(mark)
-            rows += [f"{name}_{kind},{int(kind == true or (kind == 'any' and true is not None))}" for kind in RSNA_NAMES]
+            rows += [
+                f"{name}_{kind},{int(kind == true or (kind == 'any' and true is not None))}" for kind in RSNA_NAMES
+            ]
     rows += rows[1:7]  # the published table names a few slices twice
     broken = root / "stage_2_train" / "ID_6431af929.dcm"
     shutil.copy(next((root / "stage_2_train").glob("*.dcm")), broken)

@@ -38,8 +38,7 @@ Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder of a data set, or one that holds several.", show_default=False)
 ]
 Names = Annotated[
-    list[str] | None,
-    typer.Option("--datasets", metavar="NAME", help="Only this data set; may be given several times."),
+    str, typer.Option("--datasets", metavar="NAMES", help="Use only these of them, such as ct_ich,phe_sich.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -87,7 +86,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 @data.command()
 def check(
     folder: Folder,
-    names: Names = None,
+    names: Names = "",
     split: Annotated[
         Path | None, typer.Option("--split", metavar="FILE", help="Also look for leaks between the sides of a split.")
     ] = None,
@@ -127,7 +126,7 @@ def check(
 @data.command()
 def summary(
     folder: Folder,
-    names: Names = None,
+    names: Names = "",
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also save a picture (PNG).")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -153,16 +152,15 @@ def summary(
 def split(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON file to write.")],
-    names: Names = None,
+    names: Names = "",
     folds: Annotated[int, typer.Option("--folds", metavar="K", help="Number of folds.")] = 5,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same split.")] = 0,
     train_only: Annotated[
-        list[str] | None,
-        typer.Option("--train-only", metavar="NAME", help="Data set that is trained on in every fold."),
-    ] = None,
+        str, typer.Option("--train-only", metavar="NAMES", help="Data sets that are trained on in every fold.")
+    ] = "",
     test_only: Annotated[
-        list[str] | None, typer.Option("--test-only", metavar="NAME", help="Data set that is tested on in every fold.")
-    ] = None,
+        str, typer.Option("--test-only", metavar="NAMES", help="Data sets that are tested on in every fold.")
+    ] = "",
     unit: Annotated[
         UnitName, typer.Option("--unit", help="slice splits single slices: only to show what such a leak does.")
     ] = UnitName.PATIENT,
@@ -184,8 +182,8 @@ def split(
         datasets,
         folds=folds,
         seed=seed,
-        train_only=train_only or (),
-        test_only=test_only or (),
+        train_only=_listed(train_only),
+        test_only=_listed(test_only),
         unit="slice" if unit is UnitName.SLICE else "patient",
     )
     made.check(datasets)
@@ -199,11 +197,15 @@ def split(
         print(f"Split: {out}")
 
 
-def _open(folder: Path, names: list[str] | None, *, quiet: bool) -> tuple[DataSet, ...]:
+def _listed(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def _open(folder: Path, names: str, *, quiet: bool) -> tuple[DataSet, ...]:
     from hemolens.sources.datasets.opening import open_datasets
 
     with progress_shown("", quiet=quiet) as tell:
-        return open_datasets(folder, names or (), tell)
+        return open_datasets(folder, _listed(names), tell)
 
 
 def _print_notes(datasets: Sequence[DataSet]) -> None:
@@ -228,7 +230,7 @@ def _print_summaries(summaries: Sequence[Summary]) -> None:
             table.add_row(item.name if of == "patients" else "", of, f"{tally.total:,}", *found, *masks)
     plain_console().print(table)
     for item in summaries:
-        use = "" if item.trainable else "; research use only: weights trained on it may not be given away"
+        use = "" if item.trainable else "; weights trained on it may not be given away"
         print(f"{item.name}: {item.scans:,} scans, license {item.license}{use}")
 
 
