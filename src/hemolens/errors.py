@@ -44,6 +44,10 @@ class InputError(HemolensError):
         self.remedy = remedy
         super().__init__(f"{source}: {problem}. {remedy}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        """Survive the way out of another process."""
+        return type(self), (self.source, self.problem, self.remedy)
+
 
 class GeometryError(InputError):
     """Positions, directions or spacings are missing or contradict each other."""
@@ -80,3 +84,7 @@ class DependencyError(HemolensError):
         self.package = package
         self.extra = extra
         super().__init__(f"This needs {package}, which is not installed. Run: pip install 'hemolens[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[DependencyError], tuple[str, str]]:
+        """Survive the way out of another process."""
+        return type(self), (self.package, self.extra)

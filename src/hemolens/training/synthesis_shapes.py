@@ -55,7 +55,7 @@ class Scene:
 
     @cached_property
     def at_base(self) -> bool:
-        """Whether bone stands deep inside the head: what is dark in its middle is then rather cistern than ventricle."""
+        """Whether bone stands deep inside the head: dark places in its middle are then cisterns, not ventricles."""
         bone = (self.image > BONE_GRAY) & ~self.inside
         head = ndimage.binary_fill_holes(bone | self.inside)
         deep = ndimage.uniform_filter(head.astype(np.float32), 2 * int(22 * self.mm) + 1) > 0.98
