@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -104,3 +105,76 @@ def test_unknown_overrides_are_refused(key: str) -> None:
 def test_suggestions() -> None:
     assert suggestion("onxruntime", ["onnxruntime", "openvino"]) == " Did you mean 'onnxruntime'?"
     assert suggestion("q", ["b", "a"]) == " Known: a, b."
+
+
+@dataclass(frozen=True)
+class Circle:
+    kind: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class Square:
+    kind: Literal["square"] = "square"
+    side: float = 2.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    shape: Circle | Square = field(default_factory=Circle)
+    frame: Circle | Square | None = None
+    mode: Literal["fill", "line"] = "fill"
+    count: Literal[1, 3] = 1
+
+
+@pytest.mark.parametrize(
+    "drawing", [Drawing(), Drawing(Square(side=3.0)), Drawing(frame=Square(), mode="line", count=3)]
+)
+def test_a_table_of_several_kinds_comes_back_as_the_kind_it_was(drawing: Drawing) -> None:
+    assert from_mapping(Drawing, json.loads(json.dumps(to_mapping(drawing)))) == drawing
+    assert from_mapping(Drawing, {"shape": drawing.shape}).shape is drawing.shape
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shape": {"kind": "squar"}}, "shape.kind: there is no 'squar'. Did you mean 'square'?"),
+        ({"shape": {"kind": 3}}, "shape.kind: there is no '3'. Known: circle, square."),
+        ({"shape": {"radius": 1}}, "shape: missing kind. Known: circle, square."),
+        ({"shape": {"kind": "square", "radius": 1}}, "shape.radius: no such setting. Known: kind, side."),
+        ({"shape": "square"}, "shape: expected a table of settings, got 'square'"),
+        ({"mode": "fil"}, "mode: 'fil' is none of the choices. Did you mean 'fill'?"),
+        ({"count": 2}, "count: 2 is none of the choices. Known: 1, 3."),
+        ({"count": True}, "count: True is none of the choices. Known: 1, 3."),
+    ],
+)
+def test_what_is_wrong_with_a_choice_is_named(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(Drawing, values)
+    assert str(caught.value) == message
+
+
+def test_another_kind_starts_from_its_own_defaults_whatever_the_order() -> None:
+    base = Drawing(Circle(radius=9.0))
+    for overrides in ({"shape.kind": "square", "shape.side": 4.0}, {"shape.side": 4.0, "shape.kind": "square"}):
+        assert with_overrides(base, overrides) == Drawing(Square(side=4.0))
+    assert with_overrides(base, {"shape.kind": "circle"}) == base  # the kind that it is changes nothing
+    with pytest.raises(ConfigError, match=r"shape\.radius: no such setting"):
+        with_overrides(base, {"shape.kind": "square", "shape.radius": 4.0})
+    with pytest.raises(ConfigError, match=r"there is no 'squares'"):
+        with_overrides(base, {"shape.kind": "squares"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Schedule:
+    kind: str = "cosine"
+    warmup: int = 4
+
+
+def test_a_kind_that_is_a_plain_setting_leaves_the_others() -> None:
+    assert with_overrides(Plan(Schedule(warmup=9)), {"schedule.kind": "plateau"}).schedule == Schedule("plateau", 9)

@@ -1,4 +1,4 @@
-"""The network: the encoder is ImageNet's, gradients reach what learns, the export says the same."""
+"""What each network has of its own: ImageNet's encoder, what is frozen, what a scan of another length changes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ torch = pytest.importorskip("torch", reason="needs hemolens[train]")
 from PIL import Image  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 
-from hemolens.config import from_mapping, to_mapping  # noqa: E402
+from hemolens.errors import ConfigError, HemolensError  # noqa: E402
+from hemolens.inference.registry import load_model  # noqa: E402
 from hemolens.models.effunet2d import EffUNet2d, EffUNetConfig  # noqa: E402
 from hemolens.models.encoder import EfficientNetLite0  # noqa: E402
-from hemolens.models.export import export_onnx  # noqa: E402
-from hemolens.preprocessing.pipeline import PreprocessConfig  # noqa: E402
-from hemolens.training.config import LossConfig  # noqa: E402
-from hemolens.training.losses import total_loss  # noqa: E402
+from hemolens.models.network import crop_to, pad_to  # noqa: E402
+from hemolens.models.sequence import SequenceConfig, SequenceNetwork, turn  # noqa: E402
+from hemolens.models.unet2d import UNet2d, UNet2dConfig  # noqa: E402
 
 MILITARY_UNIFORM = 652
 """ImageNet class of matplotlib's own sample photo, a portrait of Rear Admiral Grace Hopper."""
@@ -44,111 +44,135 @@ def test_the_encoder_with_its_weights_knows_a_photo() -> None:
     assert int(logits.argmax()) == MILITARY_UNIFORM
 
 
-@pytest.fixture(scope="module")
-def network() -> EffUNet2d:
-    torch.manual_seed(0)
-    return EffUNet2d(EffUNetConfig(imagenet=False, frozen_stages=0))
+class TestEffUNet:
+    """`effunet2d` is what it was, and takes lone slices too."""
+
+    def test_frozen_stages_keep_their_weights(self) -> None:
+        frozen = EffUNet2d(EffUNetConfig(imagenet=False, frozen_stages=3))
+        assert not any(p.requires_grad for p in frozen.encoder.stem.parameters())
+        assert not any(p.requires_grad for stage in frozen.encoder.stages[:3] for p in stage.parameters())
+        assert all(p.requires_grad for stage in frozen.encoder.stages[3:] for p in stage.parameters())
+        assert not frozen.train().encoder.training  # the running statistics stay ImageNet's
+        frozen.requires_grad_(True).freeze()
+        assert not any(p.requires_grad for p in frozen.encoder.stem.parameters())
+
+    def test_its_weights_have_the_names_that_the_shipped_model_carries(self) -> None:
+        """Batch normalization is folded into biases there; the convolutions keep their names and shapes."""
+        onnx = pytest.importorskip("onnx")
+        carried = {w.name: tuple(w.dims) for w in onnx.load(load_model().path).graph.initializer if "weight" in w.name}
+        own = {n: tuple(w.shape) for n, w in EffUNet2d(EffUNetConfig(imagenet=False)).state_dict().items()}
+        named = {n: shape for n, shape in carried.items() if not n.endswith("weight_bias")}
+        assert len(named) > 50
+        assert all(own[n] == shape for n, shape in named.items())
+
+    def test_a_lone_slice_is_one_that_is_its_own_neighbor(self) -> None:
+        torch.manual_seed(0)
+        three = EffUNet2d(EffUNetConfig(imagenet=False, decoder_channels=(8, 8, 8, 8))).eval()
+        one = EffUNet2d(EffUNetConfig(imagenet=False, decoder_channels=(8, 8, 8, 8), channels=1)).eval()
+        one.load_state_dict(three.state_dict())
+        x = torch.rand(2, 1, 64, 64) * 255
+        with torch.no_grad():
+            for lone, repeated in zip(one(x)[:2], three(x.expand(-1, 3, -1, -1))[:2], strict=True):
+                assert torch.equal(lone, repeated)
+
+    def test_weights_that_follow_anyway_are_not_looked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_: EfficientNetLite0) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(EfficientNetLite0, "load_imagenet", fail)
+        EffUNet2d(EffUNetConfig(), pretrained=False)
+        with pytest.raises(AssertionError):
+            EffUNet2d(EffUNetConfig())
 
 
-@pytest.mark.parametrize(("n", "size"), [(1, 64), (3, 96)])
-def test_shapes(network: EffUNet2d, n: int, size: int) -> None:
-    mask, slices, _ = network.eval()(torch.rand(n, 3, size, size) * 255)
-    assert mask.shape == (n, 6, size, size)
-    assert slices.shape == (n, 6)
+class TestUNet2d:
+    """The students' network, layer by layer."""
+
+    def test_it_has_as_many_weights_as_in_keras(self) -> None:
+        """Counted by hand: pairs of 3 x 3 convolutions with biases at 16 to 256 channels, 2 x 2 transposed ones."""
+        widths, before, expected = [16, 32, 64, 128, 256], 1, 0
+        for w in widths:
+            expected += (before * 9 + 1) * w + (w * 9 + 1) * w
+            before = w
+        for w in widths[-2::-1]:
+            expected += (2 * w * 4 + 1) * w + (2 * w * 9 + 1) * w + (w * 9 + 1) * w
+        expected += 16 + 1
+        assert sum(p.numel() for p in UNet2d().parameters()) == expected == 1_940_817
+
+    def test_blood_can_start_rare(self) -> None:
+        torch.manual_seed(0)
+        x = torch.rand(2, 1, 32, 32) * 255
+        even, rare = UNet2d(UNet2dConfig(width=4, depth=2)), UNet2d(UNet2dConfig(width=4, depth=2, blood_bias=-4.0))
+        rare.load_state_dict({**even.state_dict(), "mask_head.bias": rare.mask_head.bias.detach()})
+        assert torch.allclose(rare(x).mask, even(x).mask - 4, atol=1e-5)
 
 
-def batch(n: int = 4, size: int = 64) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.zeros(n, size, size, dtype=torch.long)
-    images = torch.rand(n, 3, size, size, generator=generator) * 40 + 90
-    for i in range(0, n, 2):
-        labels[i, 20:40, 10 + 8 * i : 30 + 8 * i] = 1 + i
-        images[i][:, labels[i] > 0] += 70
-    findings = torch.zeros(n, 6)
-    findings[:, 0] = (labels.flatten(1) > 0).any(dim=1)
-    for i in range(0, n, 2):
-        findings[i, 1 + i] = 1
-    inside = torch.ones(n, size, size)
-    inside[:, :4] = 0
-    return {
-        "images": images, "labels": labels, "mask_known": torch.ones(n, dtype=torch.bool), "inside": inside,
-        "findings": findings,
-    }  # fmt: skip
+class TestSequence:
+    """Slices that are not there change nothing; the encoder is left alone or learned from another run."""
+
+    @pytest.fixture
+    def network(self, monkeypatch: pytest.MonkeyPatch) -> SequenceNetwork:
+        """A network whose slice features are the slice's first pixels: untrained encoders tell slices hardly apart."""
+        torch.manual_seed(0)
+        network = SequenceNetwork(SequenceConfig(hidden=8, layers=2, imagenet=False)).eval()
+        monkeypatch.setattr(network, "encode", lambda x: x.flatten(2)[..., :640] / 128 - 1)
+        return network
+
+    def test_scans_of_different_length_share_a_batch(self, network: SequenceNetwork) -> None:
+        scan = torch.rand(1, 5, 3, 32, 32) * 255
+        longer = torch.cat([scan, torch.zeros(1, 4, 3, 32, 32)], dim=1)
+        with torch.no_grad():
+            alone, padded = network(scan), network(torch.cat([longer, torch.rand(1, 9, 3, 32, 32) * 255]))
+        assert torch.allclose(alone.findings[0], padded.findings[0, :5], atol=1e-5)
+        assert torch.allclose(alone.scan[0], padded.scan[0], atol=1e-5)
+
+    def test_a_slice_is_judged_by_those_around_it(self, network: SequenceNetwork) -> None:
+        scan = torch.rand(1, 6, 3, 32, 32) * 255
+        for changed, looked_at in ((0, 5), (5, 0)):  # below and above
+            other = scan.clone()
+            other[0, changed] = 255 - other[0, changed]
+            with torch.no_grad():
+                moved = (network(other).findings - network(scan).findings).abs()[0, looked_at]
+            assert float(moved.max()) > 1e-4
+
+    def test_an_empty_scan_has_an_answer(self, network: SequenceNetwork) -> None:
+        with torch.no_grad():
+            assert all(torch.isfinite(part).all() for part in network(torch.zeros(1, 3, 3, 32, 32))[1:])
+
+    def test_turning_twice_gives_the_first_order(self) -> None:
+        present = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
+        turned = turn(present)
+        assert turned.tolist() == [[2, 1, 0, 3, 4], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4]]
+        assert torch.equal(torch.gather(turned, 1, turned), torch.arange(5).expand(3, -1))
+
+    def test_a_frozen_encoder_takes_no_gradients_and_a_free_one_does(self) -> None:
+        x = torch.rand(1, 2, 3, 32, 32) * 255
+        frozen = SequenceNetwork(SequenceConfig(hidden=8, imagenet=False)).train()
+        assert not frozen.encode(x).requires_grad
+        assert not any(p.requires_grad for p in frozen.encoder.parameters())
+        free = SequenceNetwork(SequenceConfig(hidden=8, imagenet=False, frozen=False)).train()
+        assert free.encode(x).requires_grad
+        assert not free.encoder.training
+
+    def test_the_encoder_of_another_run_is_taken_over(self, tmp_path: Path) -> None:
+        trained = EffUNet2d(EffUNetConfig(imagenet=False, decoder_channels=(8, 8, 8, 8)))
+        torch.save({"config": {}, "weights": trained.state_dict()}, tmp_path / "best.pt")
+        network = SequenceNetwork(SequenceConfig(hidden=8, backbone=str(tmp_path)))
+        for name, value in trained.encoder.state_dict().items():
+            assert torch.equal(network.encoder.state_dict()[name], value)
+
+    def test_a_backbone_without_an_encoder_is_refused(self, tmp_path: Path) -> None:
+        torch.save({"config": {}, "weights": UNet2d().state_dict()}, tmp_path / "best.pt")
+        with pytest.raises(ConfigError, match=r"holds no EfficientNet-Lite0 encoder"):
+            SequenceNetwork(SequenceConfig(hidden=8, backbone=str(tmp_path)))
+        with pytest.raises(HemolensError, match="nowhere"):
+            SequenceNetwork(SequenceConfig(hidden=8, backbone=str(tmp_path / "nowhere")))
 
 
-def test_gradients_reach_every_weight(network: EffUNet2d) -> None:
-    network.train().zero_grad()
-    data = batch()
-    total_loss(*network(data["images"])[:2], data, LossConfig())["total"].backward()
-    silent = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert silent == []
-
-
-def test_frozen_stages_keep_their_weights() -> None:
-    frozen = EffUNet2d(EffUNetConfig(imagenet=False, frozen_stages=3))
-    assert not any(p.requires_grad for p in frozen.encoder.stem.parameters())
-    assert not any(p.requires_grad for stage in frozen.encoder.stages[:3] for p in stage.parameters())
-    assert all(p.requires_grad for stage in frozen.encoder.stages[3:] for p in stage.parameters())
-    assert not frozen.train().encoder.training  # the running statistics stay ImageNet's
-
-
-@pytest.mark.slow
-def test_four_cases_can_be_learned_by_heart() -> None:
-    torch.manual_seed(0)
-    network = EffUNet2d(EffUNetConfig(dropout=0.0)).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    data = batch()
-    for _ in range(80):
-        loss = total_loss(*network(data["images"])[:2], data, LossConfig())["total"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    mask, slices, _ = network(data["images"])
-    found, true = mask[:, 0] > 0, data["labels"] > 0
-    assert float(2 * (found & true).sum() / (found.sum() + true.sum())) > 0.9
-    assert torch.equal(slices[:, 0] > 0, data["findings"][:, 0] > 0)
-    told = mask[:, 1:].argmax(dim=1) + 1
-    assert float((told == data["labels"])[true].float().mean()) > 0.9
-
-
-def test_the_export_says_the_same(network: EffUNet2d, tmp_path: Path) -> None:
-    assert export_onnx(network, PreprocessConfig(size=64), tmp_path / "n.onnx") < 1e-3
-
-
-def test_the_configuration_survives_its_card() -> None:
-    config = EffUNetConfig(decoder_channels=(8, 8, 8, 8), dropout=0.1)
-    assert from_mapping(EffUNetConfig, to_mapping(config)) == config
-
-
-class TestLoss:
-    """What is unknown teaches nothing, and what is known teaches what it should."""
-
-    def parts(self, data: dict[str, torch.Tensor], blood: torch.Tensor) -> dict[str, torch.Tensor]:
-        mask = torch.cat([blood[:, None], torch.zeros(len(blood), 5, 64, 64)], dim=1)
-        return total_loss(mask, torch.zeros(len(blood), 6), data, LossConfig())
-
-    def test_an_unknown_mask_has_no_say(self) -> None:
-        data = batch()
-        data["mask_known"][:] = False
-        for blood in (torch.full((4, 64, 64), 5.0), torch.full((4, 64, 64), -5.0)):
-            parts = self.parts(data, blood)
-            assert parts["mask_bce"] == parts["mask_dice"] == parts["subtype"] == 0
-
-    def test_the_right_mask_costs_least(self) -> None:
-        data = batch()
-        right = torch.where(data["labels"] > 0, 6.0, -6.0)
-        assert self.parts(data, right)["mask_bce"] < 0.01 < self.parts(data, -right)["mask_bce"]
-        assert self.parts(data, right)["mask_dice"] < 0.05 < 0.9 < self.parts(data, -right)["mask_dice"]
-
-    def test_a_weakly_positive_slice_wants_some_blood_inside_the_skull(self) -> None:
-        data = batch()
-        data["mask_known"][:] = False
-        inside, outside = torch.full((4, 64, 64), -6.0), torch.full((4, 64, 64), -6.0)
-        inside[:, 30:40, 30:40] = 6.0
-        outside[:, :2] = 6.0
-        assert self.parts(data, inside)["weak_top"] < 0.05 < self.parts(data, outside)["weak_top"]
-
-    def test_an_unknown_finding_has_no_say(self) -> None:
-        data = batch()
-        data["findings"][:] = float("nan")
-        assert self.parts(data, torch.zeros(4, 64, 64))["slice_bce"] == 0
+@pytest.mark.parametrize("shape", [(1, 1, 33, 64), (2, 3, 5, 33, 47), (1, 1, 64, 64)])
+def test_padding_is_at_the_end_and_comes_off_again(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape)
+    padded = pad_to(x, (32, 32))
+    assert padded.shape[-2] % 32 == padded.shape[-1] % 32 == 0
+    assert torch.equal(crop_to(padded, x), x)
+    assert float(padded.sum()) == pytest.approx(float(x.sum()), rel=1e-5)

@@ -10,8 +10,8 @@ from scipy import ndimage
 
 from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
-from hemolens.preprocessing.head import find_crop, gate, head_masks, skull_inside
-from hemolens.preprocessing.pipeline import Orientation, Prepared, PreprocessConfig, contexts, prepare
+from hemolens.preprocessing.head import find_crop, gate, head_masks, skull_inside, whole_slice
+from hemolens.preprocessing.pipeline import Orientation, Prepared, PreprocessConfig, contexts, prepare, slice_step
 from hemolens.preprocessing.resample import Crop
 from hemolens.preprocessing.window import to_gray, to_hu
 from hemolens.volume import DisplayWindow, SourceInfo, Volume
@@ -57,10 +57,10 @@ def axial_heads(draw: st.DrawFn) -> tuple[Volume, np.ndarray]:
 
 
 @settings(max_examples=25, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # a case is too slow to shrink
-@given(axial_heads())
-def test_a_lesion_stays_where_it_is_in_millimeters(case: tuple[Volume, np.ndarray]) -> None:
+@given(axial_heads(), st.sampled_from([PreprocessConfig(size=160), PreprocessConfig(size=192, crop="none")]))
+def test_a_lesion_stays_where_it_is_in_millimeters(case: tuple[Volume, np.ndarray], config: PreprocessConfig) -> None:
     volume, lesion_mm = case
-    prepared = prepare(volume, PreprocessConfig(size=160))
+    prepared = prepare(volume, config)
     found = prepared.restore(bright(prepared)) > 0.5
     assert found.any()
     where = np.argwhere(found)
@@ -234,3 +234,43 @@ def test_thick_slices_see_their_neighbors_and_ends_themselves() -> None:
 def test_a_size_that_the_network_cannot_take_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 32"):
         PreprocessConfig(size=100)
+
+
+@pytest.mark.parametrize(
+    ("shape", "aspect", "rows", "columns"),
+    [((80, 80), 1.0, 80, 80), ((60, 100), 1.0, 100, 100), ((100, 60), 1.0, 100, 100), ((50, 100), 2.0, 50, 100)],
+)
+def test_a_whole_slice_is_padded_to_a_square_around_its_middle(
+    shape: tuple[int, int], aspect: float, rows: float, columns: float
+) -> None:
+    crop = whole_slice(shape, aspect, 32)
+    assert (crop.rows, crop.columns) == pytest.approx((rows, columns))
+    assert crop.to_source(15.5, 15.5) == pytest.approx(((shape[0] - 1) / 2, (shape[1] - 1) / 2))
+    image = np.full(shape, 200.0, np.float32)
+    assert (crop.restore(crop.extract(image), shape) > 100).all()  # nothing of the slice is left out
+    assert np.count_nonzero(crop.extract(image) > 100) == pytest.approx(
+        32 * 32 * shape[0] * shape[1] / (crop.rows * crop.columns), rel=0.1
+    )
+
+
+def test_a_whole_slice_of_the_size_of_the_network_passes_unchanged() -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8)
+    volume = Volume(to_hu(gray), None, SourceInfo("images", "noise"))
+    prepared = prepare(volume, PreprocessConfig(size=64, crop="none", gate=False))
+    assert np.array_equal(prepared.crops, gray)
+    assert prepared.gates.all()
+    assert np.array_equal(prepared.restore(gray.astype(np.float32)), gray)
+
+
+def test_the_gate_is_closed_only_where_it_is_asked_for() -> None:
+    volume = Volume(to_hu(np.stack([ring()] * 2)), None, SourceInfo("images", "ring"))
+    assert not prepare(volume, PreprocessConfig(size=224)).gates.all()
+    assert prepare(volume, PreprocessConfig(size=224, gate=False)).gates.all()
+
+
+@pytest.mark.parametrize(
+    ("gaps", "step"), [([5.0] * 9, 1), ([1.0] * 30, 5), ([0.625] * 40, 8), ([7.4] * 9, 1), ([1.0] * 2, 3), ([], 1)]
+)
+def test_thin_slices_are_taken_as_far_apart_as_networks_know_them(gaps: list[float], step: int) -> None:
+    assert slice_step(np.concatenate([[0.0], np.cumsum(gaps)]), 5.0) == step
+    assert slice_step(-np.concatenate([[0.0], np.cumsum(gaps)]), 5.0) == step

@@ -15,6 +15,8 @@ from hemolens.inference.registry import Model
 Float = NDArray[np.float32]
 RUNTIMES = ("openvino", "onnxruntime")
 """In the order in which ``"auto"`` takes them."""
+OUTPUTS = ("mask", "slice", "scan")
+"""What a network may tell, by the names of its outputs."""
 
 
 class Runtime(Protocol):
@@ -80,7 +82,8 @@ class OnnxRuntime:
             options.intra_op_num_threads = threads
         self._session: Any = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
-        self._names = [output.name for output in self._session.get_outputs()]
+        own = {output.name for output in self._session.get_outputs()}
+        self._names = [name for name in OUTPUTS if name in own]
 
     def run(self, images: Float) -> dict[str, Float]:
         """See `Runtime.run`."""
@@ -101,7 +104,8 @@ class OpenVino:
         core = openvino.Core()
         self._network: Any = core.compile_model(core.read_model(network), "CPU", settings)
 
-        self._names = [output.get_any_name() for output in self._network.outputs]
+        own = {name for output in self._network.outputs for name in output.get_names()}  # an output may have several
+        self._names = [name for name in OUTPUTS if name in own]
 
     def run(self, images: Float) -> dict[str, Float]:
         """See `Runtime.run`."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from hemolens.preprocessing.pipeline import PreprocessConfig
 
 LARGEST_DIFFERENCE = 1e-3
 """Between the logits of torch and of ONNX Runtime on the same input."""
+PREFIX = "network."
 CHECKED = ((1, 7), (2, 1), (5, 4))
 """Numbers of samples, and of slices where these are free, of the batches that are compared."""
 
@@ -41,41 +43,60 @@ def export_onnx(network: Network, preprocess: PreprocessConfig, path: Path) -> f
         If it exceeds `LARGEST_DIFFERENCE`; the file is then removed.
     """
     network = network.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    free = {0: torch.export.Dim("n", min=1, max=1024)}
-    if network.sample == "scan":
-        free[1] = torch.export.Dim("slices", min=1, max=4096)
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            _Told(network).eval(),
-            (torch.zeros(_shape(network, preprocess.size, 2, 3)),),
-            input_names=["images"],
-            output_names=output_names(network),
-            dynamic_shapes=(free,),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None  # what dynamo=True returns
-    if network.sample == "scan":
-        _free_slices(program)
-    path.write_bytes(program.model_proto.SerializeToString())
-    difference = _difference(network, preprocess.size, path)
+    size = preprocess.size
+    model = _traced(network, size, path) if network.sample == "scan" else _exported(network, size)
+    _strip_names(model)
+    path.write_bytes(model.SerializeToString())
+    difference = _difference(network, size, path)
     if difference > LARGEST_DIFFERENCE:
         path.unlink()
         raise ModelError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}; the export was not kept.")
     return difference
 
 
-def _free_slices(program: torch.onnx.ONNXProgram) -> None:
-    """Drop the shapes that torch notes down of recurrent layers: they name the slices of the example, not any."""
-    graph = program.model.graph
-    for node in graph.all_nodes():
-        for value in node.outputs:
-            if value not in graph.outputs:
-                value.shape = None
-    for value in graph.outputs:
-        assert value.shape is not None
-        if value.name == "slice":
-            value.shape = type(value.shape)(["n", "slices", value.shape[2]])
+def _strip_names(model: Any) -> None:
+    """Name weights as the network does, without the wrapper's prefix."""
+    weights = {w.name: w.name.removeprefix(PREFIX) for w in model.graph.initializer}
+    for weight in model.graph.initializer:
+        weight.name = weights[weight.name]
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = weights.get(name, name)
+    for value in model.graph.value_info:
+        value.name = weights.get(value.name, value.name)
+
+
+def _exported(network: Network, size: int) -> Any:
+    """Return the ONNX model that torch's present exporter makes."""
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            _Told(network).eval(),
+            (torch.zeros(_shape(network, size, 2, 3)),),
+            input_names=["images"],
+            output_names=output_names(network),
+            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1024)},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # what dynamo=True returns
+    return program.model_proto
+
+
+def _traced(network: Network, size: int, path: Path) -> Any:
+    """Return the ONNX model that torch's former exporter makes: the present one fixes how long recurrent layers run."""
+    import onnx
+
+    with torch.no_grad(), _quiet():
+        torch.onnx.export(
+            _Told(network).eval(),
+            (torch.zeros(_shape(network, size, 2, 3)),),
+            path,
+            input_names=["images"],
+            output_names=output_names(network),
+            dynamic_axes={"images": {0: "n", 1: "slices"}, "slice": {0: "n", 1: "slices"}, "scan": {0: "n"}},
+            dynamo=False,
+        )
+    return onnx.load(path)
 
 
 @contextmanager
