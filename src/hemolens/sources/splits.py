@@ -7,6 +7,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -264,7 +265,8 @@ def write_split(split: Split, path: Path, *, overwrite: bool = False) -> None:
         whole.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         whole.replace(path)
     except OSError as error:
-        whole.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be written there may be nothing to remove either
+            whole.unlink()
         raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
 
 

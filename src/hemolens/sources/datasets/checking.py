@@ -99,10 +99,11 @@ def _check_case(dataset: DataSet, case: Case, seen: dict[bytes, list[str]]) -> I
         yield Problem("mismatch", dataset.name, (case.id,), text)
         return
     copies = file_keys(dataset.files(case)[: len(volume)])
-    for index, keys in enumerate(zip(image_keys(volume), copies, strict=False)):
-        for key in keys:
-            if key is not None:
-                seen[key].append(case.slice_id(index))
+    for index, (shown, stored) in enumerate(zip(image_keys(volume), copies, strict=False)):
+        if shown is not None:
+            seen[shown].append(case.slice_id(index))
+            if stored is not None:
+                seen[stored].append(case.slice_id(index))
     for index, record in enumerate(case.slices):
         text = _disagreement(record, labels[index])
         if text:

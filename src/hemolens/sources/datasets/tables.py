@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hemolens.errors import InputError
@@ -55,9 +56,7 @@ def write_quietly(path: Path, lines: Iterable[str]) -> bool:
             stream.writelines(f"{line}\n" for line in lines)
         whole.replace(path)
     except OSError:
-        try:
-            whole.unlink(missing_ok=True)
-        except OSError:  # a read-only folder refuses this as well, and nothing was written there
-            return False
+        with suppress(OSError):  # where nothing could be written there may be nothing to remove either
+            whole.unlink()
         return False
     return True
