@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import pytest
@@ -57,3 +58,15 @@ def test_input_errors_name_source_problem_and_remedy(cls: type[errors.InputError
 
 def test_dependency_errors_say_what_to_run() -> None:
     assert "pip install 'hemolens[train]'" in str(errors.DependencyError("torch", "train"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.DecodeError("1.dcm", "is cut off", "Copy it again."), errors.DependencyError("torch", "train")],
+    ids=lambda e: type(e).__name__,
+)
+def test_errors_survive_the_way_out_of_another_process(error: errors.HemolensError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
