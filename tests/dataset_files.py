@@ -198,3 +198,18 @@ WRITERS = {
     "cq500": write_cq500,
     "folder": write_folder,
 }
+
+
+def write_ct_ich_patients(root: Path, patients: int) -> Path:
+    """CT-ICH 1.0 with so many patients of three slices; every other one has a drawn epidural bleed in slice 2."""
+    rows = [CT_ICH_HEADER]
+    for patient in range(1, patients + 1):
+        for number in (1, 2, 3):
+            bleeds = number == 2 and patient % 2 == 0
+            rows.append(f"{patient},{number},0,0,0,{int(bleeds)},0,{int(not bleeds)},0")
+            folder = root / "Patients_CT" / f"{patient:03d}" / "brain"
+            save_gray(folder / f"{number}.jpg", seed=patient * 10 + number)
+            if bleeds:
+                save_gray(folder / f"{number}_HGE_Seg.jpg", blood=True)
+    (root / "hemorrhage_diagnosis.csv").write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
+    return root

@@ -109,6 +109,12 @@ def test_parts_are_stratified(positives: int, clear: int, folds: int, seed: int)
         assert max(per_part) - min(per_part) <= 1
 
 
+def test_hemorrhage_is_dealt_evenly_over_data_sets_too() -> None:
+    both = [ordinary("a", positives=6, clear=7), ordinary("b", positives=3, clear=1)]
+    shows = {case.group: case.findings[0] for d in both for case in d.cases}
+    assert [sum(shows[m] for m in fold.test) for fold in make_split(both, folds=9).folds] == [1.0] * 9
+
+
 def test_the_rarest_subtype_of_a_patient_counts() -> None:
     """Everyone has a subdural bleed; the three who also have an epidural one go to three parts."""
     data = fake("a", [finding(2)] * 12 + [finding(1, 2)] * 3 + [CLEAR] * 9)

@@ -232,11 +232,11 @@ def _parts(members: Mapping[str, Findings], folds: int, seed: int, unit: Unit) -
         raise ConfigError(f"{folds} folds need at least {folds} {unit}s with hemorrhage; there are {found}.")
     counts = [sum(f[k] == 1.0 for f in shown.values()) for k in range(1, len(SUBTYPE_NAMES) + 1)]
 
-    def stratum(key: str) -> tuple[str, int, int]:
+    def stratum(key: str) -> tuple[int, str, int]:
         findings = shown[key]
         present = [k for k, value in enumerate(findings[1:]) if value == 1.0]
         rarest = min(present, key=lambda k: (counts[k], k), default=-1)
-        return bound[key][0].partition("/")[0], {1.0: 0, 0.0: 1}.get(findings[0], 2), rarest
+        return {1.0: 0, 0.0: 1}.get(findings[0], 2), bound[key][0].partition("/")[0], rarest
 
     order = sorted(bound)
     random.Random(seed).shuffle(order)

@@ -1,0 +1,255 @@
+"""`hemolens data fetch`, against a Kaggle that is not there: a module that behaves as kagglehub does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import dataset_files
+from hemolens.cli import exits
+from hemolens.cli.main import main
+from hemolens.errors import ConfigError, DependencyError, HemolensError, InputError, OutputError
+from hemolens.sources.datasets import kaggle
+from hemolens.sources.datasets.opening import open_datasets
+
+
+class DataCorruptionError(Exception):
+    """As kagglehub names it."""
+
+
+class UnauthenticatedError(Exception):
+    """As kagglehub names it."""
+
+
+class KaggleApiHTTPError(OSError):
+    """As kagglehub names it; requests' errors are OSErrors."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"{status} Client Error.\n\nYou don't have permission")
+        self.response = SimpleNamespace(status_code=status)
+
+
+class FakeHub:
+    """kagglehub's two calls: an archive that grows in the cache, then the files, then their place."""
+
+    def __init__(self, token: Any = "token") -> None:
+        self.token = token
+        self.calls: list[tuple[str, bool]] = []
+        self.failures: list[Exception] = []
+        self.resumed_from: list[int] = []
+
+    def module(self) -> ModuleType:
+        hub, config = ModuleType("kagglehub"), ModuleType("kagglehub.config")
+        hub.dataset_download = self.dataset_download  # type: ignore[attr-defined]
+        hub.competition_download = self.competition_download  # type: ignore[attr-defined]
+        config.get_kaggle_credentials = self.credentials  # type: ignore[attr-defined]
+        hub.config = config  # type: ignore[attr-defined]
+        return hub
+
+    def credentials(self) -> Any:
+        if isinstance(self.token, Exception):
+            raise self.token
+        return self.token
+
+    def dataset_download(self, handle: str, *, force_download: bool = False) -> str:
+        return self._download(Path("datasets") / handle / "versions" / "1", handle, force_download)
+
+    def competition_download(self, handle: str, *, force_download: bool = False) -> str:
+        return self._download(Path("competitions") / handle, handle, force_download)
+
+    def _download(self, place: Path, handle: str, force: bool) -> str:
+        self.calls.append((handle, force))
+        target = Path(os.environ["KAGGLEHUB_CACHE"]) / place
+        archive = target.with_name(f"{target.name}.archive")
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        self.resumed_from.append(archive.stat().st_size if archive.exists() else 0)
+        with archive.open("ab") as stream:
+            stream.write(b"x" * 1000)
+        if self.failures:
+            raise self.failures.pop(0)
+        shutil.rmtree(target, ignore_errors=True)
+        (dataset_files.write_rsna if "competitions" in place.parts else dataset_files.write_ct_ich)(target / "inner")
+        archive.unlink()
+        return str(target)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """A Kaggle on which data sets are as small as the tests'."""
+    fake = FakeHub()
+    module = fake.module()
+    monkeypatch.setitem(sys.modules, "kagglehub", module)
+    monkeypatch.setitem(sys.modules, "kagglehub.config", module.config)
+    small = {
+        name: kaggle.Source(s.handle, s.competition, s.page, s.terms, 0, min(s.cases, 3))
+        for name, s in kaggle.SOURCES.items()
+    }
+    monkeypatch.setattr(kaggle, "SOURCES", small)
+    return fake
+
+
+def fetched(*arguments: str) -> int:
+    return main(["data", "fetch", *arguments])
+
+
+@pytest.mark.parametrize(("name", "handle", "cases"), [
+    ("ct_ich", "vbookshelf/computed-tomography-ct-images", 3),
+    ("rsna", "rsna-intracranial-hemorrhage-detection", 4),
+])  # fmt: skip
+def test_a_download_lands_in_its_folder_and_opens(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, handle: str, cases: int
+) -> None:
+    assert fetched(name, "-o", str(tmp_path)) == exits.DONE
+    assert hub.calls == [(handle, False)]
+    (dataset,) = open_datasets(tmp_path)
+    assert (dataset.name, len(dataset.cases)) == (name, cases)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]  # no cache is left
+    told = capsys.readouterr()
+    assert f"{name}: {cases} scans" in told.out
+    assert "kaggle.com" in told.err  # where it is from and on what terms
+    assert "KAGGLEHUB_CACHE" not in os.environ
+
+
+def test_what_is_there_is_checked_and_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+    fetched("ct_ich", "-o", str(tmp_path), "-q")
+    assert fetched("ct_ich", "-o", str(tmp_path), "-q") == exits.DONE
+    assert len(hub.calls) == 1
+    assert fetched("ct_ich", "-o", str(tmp_path), "-q", "--force") == exits.DONE
+    assert hub.calls[1][1] is True
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ct_ich"]
+
+
+def test_a_broken_download_goes_on(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.failures = [ConnectionError("reset"), DataCorruptionError("md5")]
+    assert fetched("ct_ich", "-o", str(tmp_path)) == exits.FAILED
+    assert "broke off (ConnectionError). Run the same command again: it goes on" in capsys.readouterr().err
+    assert not (tmp_path / "ct_ich").exists()
+    assert fetched("ct_ich", "-o", str(tmp_path)) == exits.FAILED
+    assert "damaged on the way" in capsys.readouterr().err
+    assert fetched("ct_ich", "-o", str(tmp_path)) == exits.DONE
+    assert hub.resumed_from == [0, 1000, 2000]
+
+
+@pytest.mark.parametrize("token", [None, ValueError("Invalid Kaggle credentials file with SECRET")])
+def test_without_a_token_the_message_says_how_to_make_one(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], token: Any
+) -> None:
+    hub.token = token
+    assert fetched("ct_ich", "-o", str(tmp_path)) == exits.FAILED
+    told = capsys.readouterr().err
+    for part in ("Create New Token", "KAGGLE_API_TOKEN", "access_token", "kaggle.json"):
+        assert part in told
+    assert "SECRET" not in told
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KaggleApiHTTPError(401), "the access token was refused. Make one"),
+        (UnauthenticatedError("User is not authenticated"), "the access token was refused. Make one"),
+        (KaggleApiHTTPError(403), r"refuses access. Sign in and accept the terms at https://www\.kaggle\.com/comp"),
+        (KaggleApiHTTPError(404), "is not on Kaggle any more. Look at"),
+    ],
+)
+def test_what_kaggle_refuses_is_explained(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / kaggle.CACHE))
+    hub.failures = [error]
+    with pytest.raises(InputError, match=told) as caught:
+        kaggle.fetch("rsna", tmp_path, hub.module())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_keeps_what_is_there(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / kaggle.CACHE))
+    hub.failures = [OSError(errno.ENOSPC, "No space left on device")]
+    with pytest.raises(OutputError, match=r"disk is full\. Make room and run the same command again"):
+        kaggle.fetch("ct_ich", tmp_path, hub.module())
+    assert list((tmp_path / kaggle.CACHE).rglob("*.archive"))
+
+
+def test_too_little_room_is_told_before_anything_is_fetched(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = kaggle.SOURCES["ct_ich"]
+    monkeypatch.setattr(
+        kaggle, "SOURCES", {"ct_ich": kaggle.Source(source.handle, False, source.page, source.terms, 10**6, 3)}
+    )
+    with pytest.raises(OutputError, match=r"GB are free, about 1000000 GB are needed"):
+        kaggle.fetch("ct_ich", tmp_path, hub.module())
+    assert hub.calls == []
+
+
+def test_a_data_set_with_scans_missing_is_not_taken(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / kaggle.CACHE))
+    source = kaggle.SOURCES["ct_ich"]
+    monkeypatch.setattr(
+        kaggle, "SOURCES", {"ct_ich": kaggle.Source(source.handle, False, source.page, source.terms, 0, 82)}
+    )
+    with pytest.raises(InputError, match=r"is not whole: 3 scans, at least 82 were published. Fetch it again"):
+        kaggle.fetch("ct_ich", tmp_path, hub.module())
+    assert not (tmp_path / "ct_ich").exists()
+
+
+def test_a_failed_new_download_keeps_the_old_files(hub: FakeHub, tmp_path: Path) -> None:
+    fetched("ct_ich", "-o", str(tmp_path), "-q")
+    hub.failures = [ConnectionError("reset")]
+    assert fetched("ct_ich", "-o", str(tmp_path), "-q", "--force") == exits.FAILED
+    assert open_datasets(tmp_path / "ct_ich")[0].cases
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("instance", r"instance is not on Kaggle: get it from https://instance\.grand-challenge\.org"),
+        ("ct_ich_nifti", r"physionet\.org/content/ct-ich/1\.3\.1"),
+        ("folder", "'folder' is your own; these can be fetched: ct_ich, rsna, bhsd"),
+        ("rnsa", "'rnsa' is not known; these can be fetched"),
+    ],
+)
+def test_what_is_not_on_kaggle_says_where_it_is(name: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        kaggle.source_of(name)
+
+
+def test_without_kagglehub_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(DependencyError, match=r"kagglehub.*hemolens\[data\]"):
+        kaggle.load_kagglehub()
+
+
+def test_the_real_kagglehub_has_what_is_called() -> None:
+    """Names and parameters of the installed version; nothing is fetched."""
+    import inspect
+
+    hub = pytest.importorskip("kagglehub")
+    for call in (hub.dataset_download, hub.competition_download):
+        assert {"handle", "force_download"} <= set(inspect.signature(call).parameters)
+    from kagglehub.cache import get_cached_archive_path, get_cached_path
+    from kagglehub.config import CACHE_FOLDER_ENV_VAR_NAME, get_kaggle_credentials
+    from kagglehub.handle import parse_competition_handle, parse_dataset_handle
+
+    assert CACHE_FOLDER_ENV_VAR_NAME == "KAGGLEHUB_CACHE"
+    assert callable(get_kaggle_credentials)
+    for source in kaggle.SOURCES.values():
+        if source.handle:
+            handle = (parse_competition_handle if source.competition else parse_dataset_handle)(source.handle)
+            assert get_cached_path(handle)
+            assert get_cached_archive_path(handle).endswith(".archive")
+
+
+def test_errors_are_house_errors(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(HemolensError, match="wrote outside"):
+        kaggle.fetch("ct_ich", tmp_path, hub.module())
