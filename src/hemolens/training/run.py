@@ -95,7 +95,7 @@ def run_training(
     progress
         Called after every step.
     export
-        Write ``model.onnx`` and its card at the end.
+        Draw the curves and write ``model.onnx`` and its card at the end.
 
     Raises
     ------
@@ -227,19 +227,18 @@ def _write_beginning(
 
 
 def _finish(job: Job, outcome: Outcome, progress: Tell | None, *, export: bool) -> RunResult:
-    """Take the weights that are kept, draw the curves, export the model."""
+    """Take the weights that are kept; draw the curves and export the model, if asked for."""
     config, out, state = job.config, job.out, outcome.state
     best = load_state(out / BEST)
     network = outcome.average.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     load_weights(network, best["weights"], out / BEST)
     model = None
-    if job.fabric.is_global_zero:
+    if job.fabric.is_global_zero and export:
+        if progress:
+            progress(Progress("export", state.step, state.step, state.seconds))
         draw_curves(outcome.rows, out / CURVES_NAME, f"{config.network.kind}: {out.name}")
-        if export:
-            if progress:
-                progress(Progress("export", state.step, state.step, state.seconds))
-            told = json.loads((out / PROVENANCE).read_text(encoding="utf-8"))
-            model = write_run_card(network, config.preprocess, out, told)
+        told = json.loads((out / PROVENANCE).read_text(encoding="utf-8"))
+        model = write_run_card(network, config.preprocess, out, told)
     job.fabric.barrier()
     return RunResult(
         out, config, network.eval(), state.step, state.stopped, best["score"], int(best["step"]),
