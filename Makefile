@@ -12,7 +12,8 @@ ARGS ?=
 
 help:
 	@echo "make demo   analyze the built-in phantom head; ends with the path of a report (OUT=folder)"
-	@echo "make test   run every test (ARGS='-k name' for some of them, WORKERS=n)"
+	@echo "make test   run every test (ARGS='-k name' for some of them, WORKERS=n);"
+	@echo "            the DICOM reports are also read by dcmtk if it is there: apt-get install dcmtk"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   check the documentation: links, snippets, every verb and option"
 	@echo "make clean  remove .venv and caches"

@@ -30,7 +30,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from hemolens.labels import Subtype
 from hemolens.measurements.findings import NOTICE, Findings
 from hemolens.notes import QualityNote, Severity
-from hemolens.sources.dicom.origin import CHARACTER_SET, IDENTITY, read_header
+from hemolens.sources.dicom.origin import CHARACTER_SET, IDENTITY, TYPE_2, read_header
 from hemolens.sources.dicom.tags import quiet
 from hemolens.volume import DicomOrigin, SourceInfo, Volume
 
@@ -42,10 +42,6 @@ MANUFACTURER = "hemolens"
 RESEARCH_ONLY = "research use only"
 PRIVATE_SCHEME = "99HEMOLENS"
 """Coding scheme of the few concepts that no standard scheme has."""
-NEVER_EMPTY = frozenset({"PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"}) | {
-    "ReferringPhysicianName", "StudyID", "AccessionNumber",
-}  # fmt: skip
-"""Type 2: there, even if empty."""
 VALID_UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
 LONG_STRING = 64
 
@@ -139,7 +135,9 @@ class Origin:
     def header(self) -> Dataset:
         """Patient and study of the source."""
         with quiet():
-            return read_header(self.kept)
+            header = read_header(self.kept)
+            header.decode()  # now, for pydicom remarks on odd values when it turns them into Python
+        return header
 
     @cached_property
     def frames(self) -> tuple[SourceFrame, ...]:
@@ -223,7 +221,7 @@ def complete(dataset: Dataset, origin: Origin, modality: str) -> Dataset:
     for keyword in IDENTITY:
         if _is_told(origin.header, keyword):
             dataset[keyword] = origin.header[keyword]
-        elif keyword in NEVER_EMPTY:
+        elif keyword in TYPE_2:
             setattr(dataset, keyword, None)
     dataset.StudyInstanceUID = origin.source.study_uid
     dataset.SeriesInstanceUID = origin.uid("series", modality)

@@ -159,7 +159,7 @@ def _segment(origin: Origin, number: int, subtype: Subtype) -> Dataset:
     algorithm.AlgorithmName = item.SegmentAlgorithmName
     algorithm.AlgorithmVersion = origin.findings.hemolens_version
     algorithm.AlgorithmSource = MANUFACTURER
-    algorithm.AlgorithmParameters = ", ".join(f"{k}: {v}" for k, v in algorithm_parameters(origin.findings).items())
+    algorithm.AlgorithmParameters = ",".join(f"{k}={v}" for k, v in algorithm_parameters(origin.findings).items())
     item.SegmentationAlgorithmIdentificationSequence = [algorithm]
     return item
 

@@ -23,6 +23,7 @@ from pydicom.sr.coding import Code
 from hemolens.labels import SUBTYPES
 from hemolens.measurements.findings import Findings
 from hemolens.measurements.lesions import Lesion
+from hemolens.notes import Severity
 from hemolens.reports.dicom_common import (
     HEMORRHAGE,
     INTRACRANIAL,
@@ -43,6 +44,7 @@ from hemolens.sources.dicom.tags import quiet
 if TYPE_CHECKING:
     from highdicom import sr
 
+ABOUT_DELIVERY = frozenset({"series_chosen", "files_skipped"})
 DECIMALS = 6
 """As in ``findings.json``."""
 CENTER_OF_MASS = Code("128138", "DCM", "Center of Mass")
@@ -83,6 +85,8 @@ def structured_report(origin: Origin, segmentation: Segmentation | None) -> byte
             is_complete=True,
         )
         complete(dataset, origin, "SR")
+        # highdicom's mark of itself, with the time to the microsecond.
+        del dataset.ContributingEquipmentSequence
         dataset.SeriesDescription = f"hemolens report ({RESEARCH_ONLY})"
         scheme = Dataset()
         scheme.CodingSchemeDesignator = PRIVATE_SCHEME
@@ -141,9 +145,14 @@ def _content(origin: Origin, segmentation: Segmentation | None) -> sr.Measuremen
 
 
 def _remarks(findings: Findings) -> list[str]:
-    """Return the notice and the quality notes, each as it stands in ``findings.json``."""
+    """Return the notice and the quality notes, each as it stands in ``findings.json``.
+
+    Those on what else lay beside the scan are left out: the same scan from another folder has the same report.
+    """
     notes = []
     for note in findings.quality:
+        if note.code in ABOUT_DELIVERY and note.severity is Severity.INFO:
+            continue
         where = f" (slices {', '.join(map(str, note.slices))})" if note.slices else ""
         notes.append(f"{note.severity} {note.code}: {note.message}{where}")
     return [findings.notice, *notes]
@@ -160,7 +169,7 @@ def _scan_group(origin: Origin) -> sr.MeasurementsAndQualitativeEvaluations:
     ]
     # Names of hemolens's own: a group "subdural hemorrhage, certainty 2 %" would be read as a finding of one.
     for subtype in SUBTYPES:
-        name = Code(f"probability_{subtype.name}", PRIVATE_SCHEME, f"Probability of {subtype.name} hemorrhage")
+        name = Code(f"probability_{subtype.abbreviation}", PRIVATE_SCHEME, f"Probability of {subtype.name} hemorrhage")
         values.append(_measurement(name, 100 * study.probability[subtype.name], PERCENT))
     if total.volume_ml is not None:
         values.append(_measurement(VOLUME, total.volume_ml, CUBIC_CENTIMETER, TOTAL))
@@ -235,7 +244,7 @@ def _algorithm(findings: Findings) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
         name=one_line(f"{MANUFACTURER} {findings.model.name}"),
         version=findings.hemolens_version,
-        parameters=[f"{key}: {value}" for key, value in algorithm_parameters(findings).items()],
+        parameters=[f"{key}={value}" for key, value in algorithm_parameters(findings).items()],
     )
 
 

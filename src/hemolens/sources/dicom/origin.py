@@ -11,8 +11,10 @@ from io import BytesIO
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
+from pydicom.valuerep import validate_value
 
 from hemolens.sources.dicom.header import SliceHeader
 from hemolens.sources.dicom.tags import MAX_INFLATED_HEADER, inflated
@@ -46,6 +48,12 @@ IMAGE = (
 """For what is derived from the pixels."""
 IDENTITY = (*PATIENT, *STUDY, *TRIAL, *COMMON)
 KEYWORDS = (*IDENTITY, *IMAGE)
+TYPE_2 = frozenset({
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
+    "StudyID", "AccessionNumber",
+})  # fmt: skip
+"""There in every object, even if empty, and as the source has them: archives match by them, right or wrong. Of the
+others, what breaks the standard is left out."""
 CHARACTER_SET = "ISO_IR 192"
 """UTF-8: holds whatever the source's own character set does."""
 
@@ -83,6 +91,8 @@ def _encoded(found: Dataset, tags: Sequence[int]) -> bytes:
             single.add(found[tag])
             single.decode()
             element = single[tag]
+            if element.keyword not in TYPE_2:
+                _validate(element)
             single.SpecificCharacterSet = CHARACTER_SET
             _write(single)
         except Exception:  # noqa: BLE001  absent, or no value of its type, such as a weight of "70 kg"
@@ -90,6 +100,14 @@ def _encoded(found: Dataset, tags: Sequence[int]) -> bytes:
         kept.add(element)
     kept.SpecificCharacterSet = CHARACTER_SET
     return _write(kept)
+
+
+def _validate(element: DataElement) -> None:
+    """Raise `ValueError` if a value breaks the standard."""
+    if element.VR == "SQ":
+        return
+    for value in element.value if element.VM > 1 else [element.value]:
+        validate_value(element.VR, str(value), pydicom.config.RAISE)
 
 
 def _write(dataset: Dataset) -> bytes:
