@@ -144,7 +144,8 @@ def blob(shape: tuple[int, ...], center: tuple[int, int], radius: float, rng: Rn
     dy, dx = y - center[0], x - center[1]
     u = dy * np.cos(turn) + dx * np.sin(turn)
     v = (-dy * np.sin(turn) + dx * np.cos(turn)) / stretch
-    reach = np.hypot(u, v) / (1 + noise(shape, rng, max(2.0, radius / 2.5)) * rng.uniform(0.05, 0.3))
+    uneven = 1 + noise(shape, rng, max(2.0, radius / 2.5)) * rng.uniform(0.05, 0.3)
+    reach = np.hypot(u, v) / np.clip(uneven, 0.4, 2.0)
     return lambda grow: np.asarray(reach < radius * grow)
 
 
