@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
+import typing
+from dataclasses import fields
 from pathlib import Path
 
 import matplotlib
@@ -18,8 +23,17 @@ from hemolens.inference.registry import load_model  # noqa: E402
 from hemolens.models.effunet2d import EffUNet2d, EffUNetConfig  # noqa: E402
 from hemolens.models.encoder import EfficientNetLite0  # noqa: E402
 from hemolens.models.network import crop_to, pad_to  # noqa: E402
+from hemolens.models.registry import NETWORKS, NetworkConfig  # noqa: E402
 from hemolens.models.sequence import SequenceConfig, SequenceNetwork, turn  # noqa: E402
 from hemolens.models.unet2d import UNet2d, UNet2dConfig  # noqa: E402
+from hemolens.training.config import load_preset, preset_names  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+_spec = importlib.util.spec_from_file_location("bench_networks", ROOT / "benchmarks" / "bench_networks.py")
+assert _spec is not None
+assert _spec.loader is not None
+bench = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(bench)
 
 MILITARY_UNIFORM = 652
 """ImageNet class of matplotlib's own sample photo, a portrait of Rear Admiral Grace Hopper."""
@@ -176,3 +190,31 @@ def test_padding_is_at_the_end_and_comes_off_again(shape: tuple[int, ...]) -> No
     assert padded.shape[-2] % 32 == padded.shape[-1] % 32 == 0
     assert torch.equal(crop_to(padded, x), x)
     assert float(padded.sum()) == pytest.approx(float(x.sum()), rel=1e-5)
+
+
+class TestPage:
+    """docs/reference/networks.md says what the networks and the benchmark say."""
+
+    PAGE = (ROOT / "docs/reference/networks.md").read_text("utf-8")
+    RESULTS = json.loads((ROOT / "benchmarks/results/networks.json").read_text("utf-8"))
+
+    def test_its_table_is_the_benchmark_s(self) -> None:
+        assert bench.table(self.RESULTS) in self.PAGE
+        machine = self.RESULTS["machine"]
+        assert f"fastest of {self.RESULTS['rounds']} rounds" in self.PAGE
+        assert f"{machine['cpu']} ({machine['cores']} cores" in self.PAGE
+
+    @pytest.mark.slow
+    def test_the_benchmark_counted_these_very_networks(self) -> None:
+        assert tuple(self.RESULTS["presets"]) == preset_names()
+        for name, row in self.RESULTS["presets"].items():
+            counted = bench.counts(load_preset(name))
+            assert counted == {key: row[key] for key in counted}, name
+
+    @pytest.mark.parametrize("kind", sorted(NETWORKS))
+    def test_every_setting_stands_there_with_its_default(self, kind: str) -> None:
+        (config,) = [cls for cls in typing.get_args(NetworkConfig) if cls.kind == kind]
+        section = self.PAGE.split(f"\n## `{kind}`\n")[1].split("\n## ")[0]
+        rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", section, re.MULTILINE))
+        expected = {f.name: f.default for f in fields(config)[1:]}
+        assert {name: json.loads(value) for name, value in rows.items()} == json.loads(json.dumps(expected))

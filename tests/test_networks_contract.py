@@ -53,6 +53,11 @@ TINY: dict[str, NetworkConfig] = {
     "sequence, not frozen": SequenceConfig(hidden=8, layers=2, imagenet=False, frozen=False, channels=1),
 }
 PLAIN = tuple(name for name in TINY if name in NETWORKS)
+EXPORTED = (
+    "unet2d with all there is", "effunet2d", "resnet2d", "unet3d with all there is", "cnn3d", "sequence",
+    "sequence, not frozen",
+)  # fmt: skip
+"""One of each kind; `cnn2d` is exported in the fast tests."""
 every = pytest.mark.parametrize("name", TINY)
 
 
@@ -82,6 +87,10 @@ def images(network: Network, n: int, rows: int = SIZE, columns: int = SIZE, laye
     if network.sample == "scan":
         shape = (n, layers or SLICES, network.channels, rows, columns)
     return torch.rand(shape, generator=generator) * 255
+
+
+def test_every_kind_is_exported() -> None:
+    assert {TINY[name].kind for name in (*EXPORTED, "cnn2d")} == NETWORKS.keys()
 
 
 def test_every_kind_is_registered_under_its_own_name() -> None:
@@ -287,7 +296,7 @@ def test_the_export_says_the_same(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in TINY if name not in ("cnn2d", "effunet2d, frozen, of lone slices")])
+@pytest.mark.parametrize("name", EXPORTED)
 def test_every_export_says_the_same(name: str, tmp_path: Path) -> None:
     export(name, tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,8 +61,8 @@ def steps_of(levels: int, flat_levels: int) -> list[Triple]:
 
 def stride_of(steps: list[Triple]) -> Triple:
     """Return by how much the deepest level is smaller than the input."""
-    totals = torch.tensor(steps).prod(dim=0).tolist()
-    return (totals[0], totals[1], totals[2])
+    deep, high, wide = zip(*steps, strict=True)
+    return math.prod(deep), math.prod(high), math.prod(wide)
 
 
 class UNet3d(Network):
