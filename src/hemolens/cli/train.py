@@ -47,7 +47,9 @@ def train(
     fold: FoldNumber = 0,
     run: Annotated[
         Path | None,
-        typer.Option("--run", metavar="DIR", help="Folder of the run. [default: runs/PRESET]", show_default=False),
+        typer.Option(
+            "--run", "-o", metavar="DIR", help="Folder of the run. [default: runs/PRESET]", show_default=False
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last whole checkpoint, if there is one.")

@@ -300,18 +300,29 @@ def _decode_shared(job: tuple[int, Case, str]) -> _Kept:
     return _decode(*_Shared.value, *job)
 
 
+@contextlib.contextmanager
+def _named(case: Case) -> Iterator[None]:
+    """Name the case in errors that name one of its files only."""
+    try:
+        yield
+    except InputError as error:
+        if case.patient in error.source:
+            raise
+        raise InputError(f"{case.id}, {error.source}", error.problem, error.remedy) from error
+
+
 def _decode(
     datasets: Sequence[DataSet], preprocess: PreprocessConfig, folder: Path, number: int, case: Case, key: str
 ) -> _Kept:
-    dataset = datasets[number]
-    volume = dataset.volume(case)
-    prepared = prepare(volume, preprocess)
+    with _named(case):
+        volume, labels = datasets[number].volume(case), datasets[number].labels(case)
+        prepared = prepare(volume, preprocess)
     order = np.arange(len(volume))[:: -1 if prepared.orientation.flip_slices else 1]
     block = np.empty((len(volume), 3, preprocess.size, preprocess.size), dtype=np.uint8)
     block[:, PIXELS] = prepared.crops
     skulls = np.stack([skull_inside(image, CLOSING_SHARES[:1]) for image in prepared.crops])
     block[:, FLAGS] = prepared.gates * np.uint8(INSIDE) + skulls * np.uint8(SKULL)
-    block[:, LABELS] = labels_on_grid(dataset.labels(case), prepared)
+    block[:, LABELS] = labels_on_grid(labels, prepared)
     blood = (block[:, LABELS] > 0) & (block[:, LABELS] < EDEMA)
     told = {
         "order": order.tolist(),
