@@ -144,7 +144,7 @@ def plan_subarachnoid(scene: Scene, rng: Rng) -> Plan | None:
 
     Where there are none to be seen, as in the young, narrow furrows are made up below the convexity.
     """
-    seen = _furrows(scene)
+    seen = scene.furrows
     seed = pick(seen, rng)
     sigma, widen = rng.uniform(0.4, 0.7), rng.random() < 0.5
     reach = log_uniform(14, 90, rng) * scene.mm
@@ -153,27 +153,12 @@ def plan_subarachnoid(scene: Scene, rng: Rng) -> Plan | None:
     region = blob(scene.inside.shape, seed, reach, rng)
 
     def render(at: Scene, grow: float) -> Picture:
-        fluid = _furrows(at) & region(grow)
+        fluid = at.furrows & region(grow)
         if widen:
             fluid = ndimage.binary_dilation(fluid)
         return soften(fluid & at.inside, sigma)
 
     return Plan(render, rng.uniform(0.8, 5), (16, 66))
-
-
-def _furrows(scene: Scene) -> Mask:
-    """Return narrow dark places near the surface, and wide ones that are as dark as fluid; no specks, no ventricles."""
-    size = int(8 * scene.mm) | 1
-    narrow = ndimage.grey_closing(scene.smooth, size=(size, size)) - scene.smooth
-    shallow = (scene.depth < 28 * scene.mm) | (np.abs(scene.across) < 7 * scene.mm)
-    dark = (narrow > 11) & (scene.smooth < scene.brain_gray - 9) & shallow | (scene.smooth < scene.brain_gray - 28)
-    dark &= scene.inside & (scene.depth > 0.5)
-    if not scene.at_base:
-        dark &= ~ndimage.binary_dilation(_ventricles(scene), iterations=2)
-    labels, _ = ndimage.label(dark, structure=np.ones((3, 3)))
-    large = np.bincount(labels.ravel()) >= 12 * scene.mm**2
-    large[0] = False
-    return np.asarray(large[labels])
 
 
 def _made_up_furrows(scene: Scene, rng: Rng, sigma: float) -> Plan | None:
@@ -193,7 +178,7 @@ def _made_up_furrows(scene: Scene, rng: Rng, sigma: float) -> Plan | None:
 
 def plan_intraventricular(scene: Scene, rng: Rng) -> Plan | None:
     """Blood in the dark middle of the brain: a level in what lies lowest (the back), or a cast of one ventricle."""
-    fluid = _ventricles(scene)
+    fluid = scene.ventricles
     labels, count = ndimage.label(fluid)
     if not count:
         return None
@@ -211,20 +196,12 @@ def plan_intraventricular(scene: Scene, rng: Rng) -> Plan | None:
     below = np.arange(scene.inside.shape[0])[:, None] >= level + wave
 
     def render(at: Scene, grow: float) -> Picture:
-        filled = _ventricles(at) & near & below
+        filled = at.ventricles & near & below
         if cast:
             filled = ndimage.binary_dilation(filled)
         return soften(np.asarray(filled & at.inside), sigma)
 
     return Plan(render, rng.uniform(0.6, 3), (18, 82))
-
-
-def _ventricles(scene: Scene) -> Mask:
-    """Return what is as dark as fluid deep in the brain, with its blurred edge."""
-    deep = scene.depth > 0.3 * scene.depth.max()
-    seed = ndimage.binary_opening((scene.smooth < scene.brain_gray - 28) & deep)
-    edge = (scene.smooth < scene.brain_gray - 16) & deep
-    return np.asarray(ndimage.binary_dilation(seed, mask=edge, iterations=int(3 * scene.mm) + 1))
 
 
 PLANNERS: tuple[Planner, ...] = (

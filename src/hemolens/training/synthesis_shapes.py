@@ -56,6 +56,8 @@ class Scene:
     @cached_property
     def at_base(self) -> bool:
         """Whether bone stands deep inside the head: dark places in its middle are then cisterns, not ventricles."""
+        if self.beside is not None:
+            return self.beside.at_base
         bone = (self.image > BONE_GRAY) & ~self.inside
         head = ndimage.binary_fill_holes(bone | self.inside)
         deep = ndimage.uniform_filter(head.astype(np.float32), 2 * int(22 * self.mm) + 1) > 0.98
@@ -74,6 +76,8 @@ class Scene:
     @cached_property
     def midline(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Middle of the skull, and the unit vector from front to back: the long axis, unless the skull is round."""
+        if self.beside is not None:
+            return self.beside.midline
         places = np.argwhere(self.inside)
         middle = places.mean(axis=0)
         values, vectors = np.linalg.eigh(np.cov((places - middle).T))
@@ -91,6 +95,8 @@ class Scene:
     @cached_property
     def across(self) -> Picture:
         """Signed distance from the midline in pixels."""
+        if self.beside is not None:
+            return self.beside.across
         (row, column), back = self.midline
         y, x = np.ogrid[: self.inside.shape[0], : self.inside.shape[1]]
         return np.asarray((x - column) * back[0] - (y - row) * back[1], dtype=np.float32)
@@ -99,6 +105,29 @@ class Scene:
     def bearing_deg(self) -> Picture:
         """Angle from the front around the middle of the skull, -180 to 180, positive to the right of the picture."""
         return np.asarray(np.degrees(np.arctan2(self.across, -self.along)), dtype=np.float32)
+
+    @cached_property
+    def ventricles(self) -> Mask:
+        """What is as dark as fluid deep in the brain, with its blurred edge."""
+        deep = self.depth > 0.3 * self.depth.max()
+        seed = ndimage.binary_opening((self.smooth < self.brain_gray - 28) & deep)
+        edge = (self.smooth < self.brain_gray - 16) & deep
+        return np.asarray(ndimage.binary_dilation(seed, mask=edge, iterations=int(3 * self.mm) + 1))
+
+    @cached_property
+    def furrows(self) -> Mask:
+        """Narrow dark places near the surface, and wide ones that are as dark as fluid; no specks, no ventricles."""
+        size = int(8 * self.mm) | 1
+        narrow = ndimage.grey_closing(self.smooth, size=(size, size)) - self.smooth
+        shallow = (self.depth < 28 * self.mm) | (np.abs(self.across) < 7 * self.mm)
+        dark = (narrow > 11) & (self.smooth < self.brain_gray - 9) & shallow | (self.smooth < self.brain_gray - 28)
+        dark &= self.inside & (self.depth > 0.5)
+        if not self.at_base:
+            dark &= ~ndimage.binary_dilation(self.ventricles, iterations=2)
+        labels, _ = ndimage.label(dark, structure=np.ones((3, 3)))
+        large = np.bincount(labels.ravel()) >= 12 * self.mm**2
+        large[0] = False
+        return np.asarray(large[labels])
 
     def point(self, across: float, along: float) -> tuple[int, int]:
         """Return the pixel at a place told in pixels from the middle of the skull, held inside the picture."""
