@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import errno
+import http.server
+import io
 import os
+import random
 import shutil
+import subprocess
 import sys
+import threading
+import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -253,3 +259,89 @@ def test_errors_are_house_errors(hub: FakeHub, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(HemolensError, match="wrote outside"):
         kaggle.fetch("ct_ich", tmp_path, hub.module())
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """A Kaggle on this machine: one data set, whose archive breaks off once."""
+
+    archive = b""
+    broken = False
+    ranges: ClassVar[list[str | None]] = []
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/DownloadDataset"):
+            self.send_response(302)
+            self.send_header("Location", "/archive")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        answer = b'{"currentVersionNumber": 3}'
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def do_GET(self) -> None:
+        cls, told = type(self), self.headers.get("Range")
+        cls.ranges.append(told)
+        part = cls.archive[int(told[6:-1]) if told else 0 :]
+        self.send_response(206 if told else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if not cls.broken:
+            cls.broken = True
+            self.wfile.write(part[: len(part) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(part)
+
+
+FETCH = """
+import os, sys
+os.environ["TQDM_DISABLE"] = "1"  # as the command itself does, but the next lines import before it runs
+import kagglesdk.kaggle_env as sdk
+from hemolens.cli.main import main
+from hemolens.sources.datasets import kaggle
+sdk._env_to_endpoint[sdk.KaggleEnv.LOCAL] = sys.argv[1]
+was = kaggle.SOURCES["ct_ich"]
+kaggle.SOURCES = {"ct_ich": kaggle.Source(was.handle, False, was.page, was.terms, 0, 3)}
+sys.exit(main(["data", "fetch", "ct_ich", "-o", sys.argv[2], "-q"]))
+"""
+
+
+def test_the_real_kagglehub_goes_on_with_a_broken_download(tmp_path: Path) -> None:
+    """No fake: kagglehub itself, against a server on this machine that breaks off in the middle."""
+    pytest.importorskip("kagglehub")
+    source = dataset_files.write_ct_ich(tmp_path / "published" / "inner")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(source.rglob("*.*")):
+            archive.write(path, path.relative_to(source.parent))
+        archive.writestr("inner/large.bin", random.Random(0).randbytes(6 * 2**20))  # kagglehub keeps whole megabytes
+    handler = type("Once", (Server,), {"archive": packed.getvalue(), "broken": False, "ranges": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client hangs up on purpose
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {**os.environ, "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_API_TOKEN": "no-real-token"}
+    command = [sys.executable, "-c", FETCH, f"http://127.0.0.1:{server.server_port}", str(tmp_path / "data")]
+    try:
+        first, second = (
+            subprocess.run(command, env=environment, capture_output=True, text=True, check=False) for _ in range(2)
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert first.returncode == exits.FAILED
+    assert first.stderr.count("\n") == 1
+    assert "Run the same command again: it goes on where it broke off." in first.stderr
+    assert (second.returncode, second.stdout, second.stderr) == (exits.DONE, "", "")
+    assert handler.ranges[:2] == [None, None]  # the second time it looks at the size, then asks for the rest
+    assert int(handler.ranges[2].removeprefix("bytes=").rstrip("-")) >= 2**20
+    (dataset,) = open_datasets(tmp_path / "data")
+    assert len(dataset.cases) == 3

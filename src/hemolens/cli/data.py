@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -57,13 +58,15 @@ def fetch(
 
     Needs hemolens[data] and a Kaggle access token. Never runs by itself: no other verb downloads anything.
     """
-    from hemolens.sources.datasets import kaggle
+    silence = {"KAGGLEHUB_VERBOSITY": "error", "TQDM_DISABLE": "1"} if quiet or not sys.stderr.isatty() else {}
+    with _environment(silence):  # before the first import of the libraries that read it
+        from hemolens.sources.datasets import kaggle
 
-    source = kaggle.source_of(name)  # a wrong name is told before a package is asked for
-    if not quiet:
-        exits.say(f"{name}: {source.page} ({source.terms})")
-    with _environment("KAGGLEHUB_CACHE", str((out / kaggle.CACHE).absolute())):
-        dataset = kaggle.fetch(name, out, kaggle.load_kagglehub(), force=force)
+        source = kaggle.source_of(name)  # a wrong name is told before a package is asked for
+        if not quiet:
+            exits.say(f"{name}: {source.page} ({source.terms})")
+        with _environment({"KAGGLEHUB_CACHE": str((out / kaggle.CACHE).absolute())}):
+            dataset = kaggle.fetch(name, out, kaggle.load_kagglehub(), force=force)
     if not quiet:
         _print_notes([dataset])
         slices = sum(len(case.slices) for case in dataset.cases)
@@ -71,16 +74,18 @@ def fetch(
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for kagglehub, which has no other way to be told, and put back what was there."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @data.command()
