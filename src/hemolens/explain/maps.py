@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any, Protocol
 
@@ -50,6 +51,7 @@ class GradientMapper:
         self.layer = layer
         self.strides: tuple[int, ...] = getattr(findings.network, "stride", (1, 1, 1))
         self.plus_plus = plus_plus
+        findings = copy.deepcopy(findings)  # hooks are for good
         # Gradients are wanted from the layer on only: what comes before needs no graph, and no memory for one.
         findings.get_submodule(f"network.{layer}").register_forward_pre_hook(_start_gradients)
         self._cam: Any = (GradCAMpp if plus_plus else GradCAM)(findings, f"network.{layer}")

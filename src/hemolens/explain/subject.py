@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,7 +149,7 @@ def _of_model(model: Model, gradients: bool) -> Subject:
 
 
 def of_network(network: Network, preprocess: PreprocessConfig, name: str = "network", sha256: str = "") -> Subject:
-    """Return a trained torch network as a subject; it is put into evaluation mode.
+    """Return a trained torch network as a subject; the network itself stays as it is.
 
     Raises
     ------
@@ -156,10 +157,11 @@ def of_network(network: Network, preprocess: PreprocessConfig, name: str = "netw
         If it tells no findings.
     """
     _check_findings(name, network.interface)
+    network = copy.deepcopy(network)
     if isinstance(network, SequenceNetwork):  # a frozen encoder runs without gradients
         network.config = replace(network.config, frozen=False)
-    network.requires_grad_(False).eval()
-    return Subject(name, sha256, preprocess, network.interface, FindingLogits(network), _layer_of(network))
+    findings = FindingLogits(network).requires_grad_(False).eval()
+    return Subject(name, sha256, preprocess, network.interface, findings, _layer_of(network))
 
 
 def _layer_of(network: Network) -> str:

@@ -1,0 +1,640 @@
+"""Maps follow the lesion, lie on the grid of the scan, and are scored by a formula that chance cannot fool."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from hemolens.cli import exits
+from hemolens.cli.explain import parse_slices
+from hemolens.cli.main import main
+from hemolens.config import to_mapping
+from hemolens.demo import demo_source, demo_truth
+from hemolens.errors import ConfigError, InputError, ModelError
+from hemolens.explain.energy import energy_inside
+from hemolens.explain.maps import GradientMapper
+from hemolens.explain.pictures import OverlayArtist
+from hemolens.explain.rebuild import rebuild_network
+from hemolens.explain.report import shown_first, write_explanation
+from hemolens.explain.report import to_mapping as explained_mapping
+from hemolens.explain.run import ExplainConfig, Explanation, explain
+from hemolens.explain.subject import Subject, layer_names, of_network, open_subject
+from hemolens.explain.truth import TrueMask, read_truth
+from hemolens.geometry import Stack
+from hemolens.inference.registry import DEFAULT_MODEL, load_model
+from hemolens.inference.runtime import open_runtime
+from hemolens.labels import FINDING_NAMES
+from hemolens.models.cnn2d import CNN2dConfig
+from hemolens.models.cnn3d import CNN3dConfig
+from hemolens.models.effunet2d import EffUNetConfig
+from hemolens.models.registry import NETWORKS, build_network
+from hemolens.models.resnet2d import ResNet2dConfig
+from hemolens.models.sequence import SequenceConfig
+from hemolens.models.unet2d import UNet2dConfig
+from hemolens.models.unet3d import UNet3dConfig
+from hemolens.preprocessing.pipeline import PreprocessConfig, prepare
+from hemolens.preprocessing.window import to_gray
+from hemolens.reports.nifti import file_affine, file_order, mask_files
+from hemolens.sources.study import read_volume
+from hemolens.volume import LabelMap, SourceInfo, Volume
+from phantom import ORIENTATIONS
+
+BRAIN, BLOOD, SKULL, AIR = 35, 72, 600, -1000
+SMALL = PreprocessConfig(size=64, crop="none", gate=False, mirror=False)
+TINY: dict[str, Any] = {
+    "cnn2d": CNN2dConfig(widths=(4, 8), hidden=8),
+    "resnet2d": ResNet2dConfig(width=4, blocks=(1, 1, 1, 1)),
+    "effunet2d": EffUNetConfig(imagenet=False),
+    "unet2d": UNet2dConfig(width=4, depth=2, findings_head=True),
+    "unet3d": UNet3dConfig(depth=4, widths=(4, 8), flat_levels=1, findings_head=True),
+    "cnn3d": CNN3dConfig(depth=4, widths=(4, 8), flat_levels=1, hidden=8),
+    "sequence": SequenceConfig(imagenet=False, hidden=8),
+}
+
+
+@pytest.fixture(scope="module")
+def demo() -> Volume:
+    return read_volume(demo_source())
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Subject:
+    return open_subject()
+
+
+@pytest.fixture(scope="module")
+def demo_map(demo: Volume, shipped: Subject) -> Explanation:
+    return explain(demo, shipped, slices=[2, 9, 11, 12])
+
+
+def with_bleed(volume: Volume, index: int, row: int, column: int, radius: int = 22) -> tuple[Volume, NDArray[np.uint8]]:
+    """Paint a bleed into three slices; its truth goes along."""
+    hu, labels = volume.hu.copy(), np.zeros(volume.shape, dtype=np.uint8)
+    rows, columns = np.ogrid[: volume.shape[1], : volume.shape[2]]
+    disk = (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+    for k in (index - 1, index, index + 1):
+        hu[k][disk], labels[k][disk] = BLOOD, 4
+    return replace(volume, hu=hu), labels
+
+
+def little_head(slices: int, side: int, seed: int = 0) -> Volume:
+    """A disk of noisy brain in a ring of bone; as pictures, without geometry."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.ogrid[:side, :side]
+    radius = np.hypot(rows - (side - 1) / 2, columns - (side - 1) / 2)
+    hu = np.where(radius < 0.46 * side, SKULL, AIR) * np.ones((slices, 1, 1))
+    hu = np.where(radius < 0.40 * side, BRAIN + rng.normal(0, 3, hu.shape), hu).astype(np.float32)
+    names = tuple(f"{k + 1}.png" for k in range(slices))
+    return Volume(hu, None, SourceInfo("images", "little", names))
+
+
+# Energy
+
+
+@pytest.mark.parametrize("weights", [None, np.array([1.0, 3.0, 0.5])])
+def test_an_even_map_gets_what_chance_gives(weights: NDArray[np.float64] | None) -> None:
+    head = np.zeros((3, 8, 8), dtype=bool)
+    head[:, 1:7, 1:7] = True
+    lesion = np.zeros_like(head)
+    lesion[1, 2:4, 2:5] = True
+    energy = energy_inside(head.astype(np.float32), lesion, head, weights)
+    share = 6 / 108 if weights is None else 6 * 3.0 / (36 * 4.5)
+    assert energy.inside == pytest.approx(share)
+    assert energy.chance == pytest.approx(share)
+    assert energy.ratio == pytest.approx(1)
+
+
+def test_energy_outside_the_head_counts_against_the_map() -> None:
+    head, lesion = np.zeros((10, 10), dtype=bool), np.zeros((10, 10), dtype=bool)
+    head[:, :5], lesion[0, 0] = True, True
+    values = np.zeros((10, 10), dtype=np.float32)
+    values[0, 0] = values[9, 9] = 1
+    energy = energy_inside(values, lesion, head)
+    assert energy.inside == pytest.approx(0.5)
+    assert energy.chance == pytest.approx(1 / 50)
+    assert energy_inside(values * lesion, lesion, head).inside == pytest.approx(1)
+    assert energy_inside(values * lesion, lesion, head).peak_inside is True
+    assert energy_inside(values * ~lesion, lesion, head).inside == 0
+    assert energy_inside(values * ~lesion, lesion, head).peak_inside is False
+
+
+def test_without_lesion_or_map_the_score_is_undefined_not_zero() -> None:
+    some, none = np.eye(4, dtype=bool), np.zeros((4, 4), dtype=bool)
+    for values, lesion in ((some.astype(np.float32), none), (none.astype(np.float32), some)):
+        energy = energy_inside(values, lesion, some)
+        assert np.isnan(energy.inside)
+        assert energy.peak_inside is None
+    with pytest.raises(ValueError, match="negative"):
+        energy_inside(-some.astype(np.float32), some, some)
+    with pytest.raises(ValueError, match="shape"):
+        energy_inside(some.astype(np.float32), some[:2], some)
+
+
+# The shipped network
+
+
+def test_the_rebuilt_network_is_the_shipped_one(demo: Volume) -> None:
+    model = load_model()
+    network = rebuild_network(model)
+    images = prepare(demo, model.preprocess).contexts[[3, 11, 20]].astype(np.float32)
+    with torch.no_grad():
+        told = network(torch.from_numpy(images))
+    given = open_runtime(model, "onnxruntime").run(images)
+    assert np.abs(told.mask.numpy() - given["mask"]).max() < 1e-3
+    assert np.abs(told.findings.numpy() - given["slice"]).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"preset": "effunet2b"}, "effunet2d"),
+        ({"config": {"kind": "cnn2d"}}, "is not in the file"),
+        (
+            {"config": {"kind": "effunet2d", "decoder_channels": [96, 64, 48, 16]}},
+            "no normalization follows 'decoder.3",
+        ),
+    ],
+)
+def test_a_card_that_names_another_network_is_refused(network: dict[str, Any], words: str) -> None:
+    model = load_model()
+    with pytest.raises(ModelError, match=words) as told:
+        rebuild_network(replace(model, card={**model.card, "network": network}))
+    assert "--method occlusion" in str(told.value)
+
+
+def test_a_network_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were a weight lost on the way, the comparison with the file would tell."""
+    from hemolens.explain import rebuild
+
+    real = rebuild._weights
+    monkeypatch.setattr(
+        rebuild, "_weights", lambda c: {n: w * (1.05 if n == "slice_head.1.weight" else 1) for n, w in real(c).items()}
+    )
+    with pytest.raises(ModelError, match="results differ"):
+        rebuild_network(load_model())
+
+
+def test_the_map_lies_on_the_hematoma_and_not_on_a_clean_slice(demo_map: Explanation) -> None:
+    truth = TrueMask.of(demo_truth().labels())
+    for index in (9, 11, 12):
+        energy = demo_map.energy(truth, index)
+        assert energy.ratio > 3, index
+        assert energy.peak_inside
+    assert np.isnan(demo_map.energy(truth, 2).inside)
+    assert demo_map.values[2].max() < 0.1 < 0.9 < demo_map.values[11].max()
+    assert demo_map.energy(truth).ratio > 3
+    assert demo_map.values.shape == demo_map.volume.shape
+    assert not demo_map.values[10].any()
+    assert [s.slices for s in demo_map.samples] == [(2,), (9,), (11,), (12,)]
+
+
+@pytest.mark.parametrize(
+    "method", ["gradcam", *(pytest.param(m, marks=pytest.mark.slow) for m in ("gradcam++", "occlusion"))]
+)
+def test_the_map_moves_when_the_lesion_moves(demo: Volume, method: Any) -> None:
+    """A bleed painted into the right half (left in the image), then into the other half."""
+    subject = open_subject(gradients=method != "occlusion")
+    centers = []
+    for column in (190, 320):
+        volume, labels = with_bleed(demo, 6, 200, column)
+        found = explain(volume, subject, ExplainConfig(method, patch=56 if method == "occlusion" else 0), slices=[6])
+        assert found.samples[0].probability > 0.8
+        assert found.energy(TrueMask.of(labels), 6).ratio > 1.2
+        values = found.values[6].astype(np.float64)
+        centers.append((values * np.arange(512)).sum() / values.sum())
+    assert centers[1] - centers[0] > 25
+
+
+def test_the_map_follows_the_layout_of_the_scan(demo: Volume, demo_map: Explanation, shipped: Subject) -> None:
+    """The same head stored upside down and transposed gets the same map on its own grid."""
+    part = replace(demo, hu=demo.hu[9:14], stack=Stack.regular(5, spacing_mm=(0.47, 0.47), step_mm=(0, 0, 5.0)))
+    s, _, _ = part.shape
+    turned = replace(
+        part,
+        hu=np.ascontiguousarray(part.hu[::-1].swapaxes(1, 2)),
+        stack=Stack.regular(s, (0, 0, 20.0), (0, 1, 0), (1, 0, 0), (0.47, 0.47), (0, 0, -5.0)),
+    )
+    one, other = explain(part, shipped, slices=[1]), explain(turned, shipped, slices=[3])
+    assert other.samples[0].slices == (3,)
+    assert np.abs(other.values[3].T - one.values[1]).max() < 1e-4
+    assert one.values[1].max() > 0.9
+
+
+# Every network
+
+
+def test_every_network_is_tried() -> None:
+    assert set(TINY) == set(NETWORKS)
+
+
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_every_network_with_findings_can_be_explained(kind: str) -> None:
+    torch.manual_seed(0)
+    volume = little_head(6, 60)
+    subject = of_network(build_network(TINY[kind], pretrained=False), SMALL)
+    assert subject.layer in layer_names(subject.findings)
+    peaks = []
+    for finding in FINDING_NAMES:
+        found = explain(volume, subject, ExplainConfig(finding=finding))
+        assert found.values.shape == volume.shape
+        assert found.values.min() >= 0
+        assert found.values.max() <= 1
+        assert {k for s in found.samples for k in s.slices} == set(range(6))
+        peaks += [s.peak for s in found.samples]
+    assert max(peaks) > 0
+    assert found.config.layer == subject.layer
+
+
+def test_logits_are_those_of_the_network() -> None:
+    torch.manual_seed(0)
+    volume = little_head(3, 64)
+    network = build_network(TINY["cnn2d"]).eval()
+    found = explain(volume, of_network(network, replace(SMALL, mirror=True)), ExplainConfig(finding="subdural"))
+    images = torch.from_numpy(to_gray(volume.hu).astype(np.float32))[:, None]
+    with torch.no_grad():
+        expected = (network(images).findings + network(images.flip(-1)).findings)[:, 2] / 2
+    assert [s.logit for s in found.samples] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_layer_without_a_map_is_one_clear_error() -> None:
+    subject = of_network(build_network(TINY["effunet2d"], pretrained=False), SMALL)
+    for layer in ("mask_head", "decoder.3", "slice_head.1"):
+        with pytest.raises(ModelError, match=f"Layer '{layer}' holds no features"):
+            explain(little_head(1, 64), subject, ExplainConfig(layer=layer))
+    with pytest.raises(ConfigError, match=r"no layer 'encoder.stages.7'. Did you mean 'encoder.stages.\d'"):
+        explain(little_head(1, 64), subject, ExplainConfig(layer="encoder.stages.7"))
+
+
+def test_explaining_leaves_the_network_as_it_was() -> None:
+    network = build_network(TINY["sequence"], pretrained=False).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    learning = [p.requires_grad for p in network.parameters()]
+    explain(little_head(2, 64), of_network(network, SMALL))
+    assert network.training
+    assert network.config.frozen
+    assert [p.requires_grad for p in network.parameters()] == learning
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(layer._forward_hooks or layer._backward_hooks for layer in network.modules())
+
+
+def test_a_frozen_first_layer_does_not_stop_gradients() -> None:
+    subject = of_network(build_network(EffUNetConfig(imagenet=False, frozen_stages=3), pretrained=False), SMALL)
+    mapper = GradientMapper(subject.findings, "encoder.stages.1", plus_plus=False)
+    evidence, _ = mapper(torch.rand(1, 3, 64, 64) * 255, 0)
+    assert evidence.shape == (1, 64, 64)
+
+
+def test_occlusion_of_a_whole_scan_is_refused() -> None:
+    subject = of_network(build_network(TINY["sequence"], pretrained=False), SMALL)
+    with pytest.raises(ModelError, match="reads whole scans"):
+        explain(little_head(2, 64), subject, ExplainConfig("occlusion"))
+
+
+# Three dimensions
+
+SIDE, DEPTH = 32, 8
+SMALL_3D = PreprocessConfig(size=SIDE, crop="none", gate=False, mirror=False)
+
+
+def with_ball(volume: Volume, center: tuple[int, int, int], radius: float = 4.0) -> tuple[Volume, NDArray[np.uint8]]:
+    """A bright ball, half as many slices high as pixels wide."""
+    z, y, x = np.ogrid[tuple(slice(n) for n in volume.shape)]
+    ball = (2 * (z - center[0])) ** 2 + (y - center[1]) ** 2 + (x - center[2]) ** 2 < radius**2
+    return replace(volume, hu=np.where(ball, np.float32(BLOOD), volume.hu)), ball.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def subject_3d() -> Subject:
+    """A cnn3d that learned in seconds to tell heads with a bright ball from those without."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    network = build_network(CNN3dConfig(depth=DEPTH, widths=(8, 16, 16), flat_levels=1, hidden=16, dropout=0.0))
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    for step in range(100):
+        heads, truth = [], []
+        for number in range(8):
+            volume = little_head(DEPTH, SIDE, seed=8 * step + number)
+            if number % 2:
+                volume, _ = with_ball(volume, (rng.integers(1, 7), rng.integers(10, 22), rng.integers(10, 22)))
+            heads.append(to_gray(volume.hu))
+            truth.append(number % 2)
+        images = torch.from_numpy(np.stack(heads).astype(np.float32))[:, None]
+        logits = network(images).findings[:, 0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(truth, dtype=torch.float32))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+    return of_network(network, SMALL_3D, "ball")
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "occlusion"])
+def test_in_three_dimensions_the_map_moves_with_the_lesion(subject_3d: Subject, method: Any) -> None:
+    """Over a scan of 12 slices, which takes two windows of 8."""
+    centers = []
+    for place in ((2, 12, 12), (9, 20, 20)):
+        volume, labels = with_ball(little_head(12, SIDE, seed=999), place)
+        found = explain(volume, subject_3d, ExplainConfig(method))
+        assert [s.slices for s in found.samples] == [tuple(range(8)), tuple(range(4, 12))]
+        energy = found.energy(TrueMask.of(labels))
+        assert energy.ratio > 3
+        values = found.values.astype(np.float64)
+        centers.append([(values * axis).sum() / values.sum() for axis in np.indices(values.shape)])
+        peak = np.array(np.unravel_index(values.argmax(), values.shape))
+        assert (np.abs(peak - place) <= (2, 5, 5)).all()
+    assert (np.subtract(centers[1], centers[0]) > 3).all()
+
+
+def test_a_volume_without_the_finding_stays_dark(subject_3d: Subject) -> None:
+    found = explain(little_head(12, SIDE, seed=999), subject_3d)
+    assert found.values.max() < 0.3
+    assert all(s.probability < 0.3 for s in found.samples)
+
+
+def test_a_scan_shorter_than_a_window_is_explained(subject_3d: Subject) -> None:
+    volume, labels = with_ball(little_head(5, SIDE, seed=999), (2, 16, 16))
+    found = explain(volume, subject_3d, slices=[1, 2])
+    assert found.values.shape == volume.shape
+    assert not found.values[[0, 3, 4]].any()
+    assert found.samples[0].slices == tuple(range(5))
+    assert found.energy(TrueMask.of(labels), 2).ratio > 1
+
+
+# The true mask
+
+
+@pytest.mark.parametrize("kind", ["dicom", "nifti"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+def test_a_mask_that_analyze_wrote_is_read_back(tmp_path: Path, kind: Any, orientation: Any) -> None:
+    row, column = orientation
+    step = tuple(4.0 * float(v) for v in np.cross(row, column))
+    source = SourceInfo(kind, "none.nii.gz", ndarray_axes=(2, 0, 1), ndarray_flips=(True, False, True))
+    volume = Volume(np.zeros((3, 4, 5), np.int16), Stack.regular(3, (1, 2, 3), row, column, (0.5, 0.7), step), source)
+    labels = np.random.default_rng(0).integers(0, 6, volume.shape).astype(np.uint8)
+    path = tmp_path / "mask.nii.gz"
+    path.write_bytes(mask_files(LabelMap(labels, volume))["mask.nii.gz"])
+    truth = read_truth(path, volume)
+    assert np.array_equal(truth.labels, labels)
+    assert truth.known.all()
+    assert np.array_equal(truth.lesion("subdural"), labels == 2)
+    assert np.array_equal(truth.lesion("any", 1), labels[1] > 0)
+    moved = replace(volume, stack=Stack.regular(3, (1, 2, 9), row, column, (0.5, 0.7), step))
+    with pytest.raises(InputError, match=r"lies 6\.0 mm away"):
+        read_truth(path, moved)
+
+
+def test_a_mask_of_one_label_stands_for_every_finding() -> None:
+    truth = TrueMask.of(np.array([[[0, 255]]], dtype=np.uint8))
+    assert truth.of_finding("subdural") == "any blood"
+    assert truth.lesion("subdural").tolist() == [[[False, True]]]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (np.zeros((5, 4, 2)), "is 5 x 4 x 2 voxels, the scan 5 x 4 x 3"),
+        (np.full((5, 4, 3), 0.4), "other values than labels"),
+        (np.full((5, 4, 3), np.nan), "other values than labels"),
+        (np.full((5, 4, 3), -1.0), "other values than labels"),
+    ],
+)
+def test_a_file_that_is_no_mask_of_the_scan_is_refused(tmp_path: Path, data: NDArray[np.float64], words: str) -> None:
+    volume = Volume(np.zeros((3, 4, 5), np.int16), Stack.regular(3), SourceInfo("dicom", "x"))
+    assert file_order(volume.hu, volume).shape == (5, 4, 3)
+    nib.save(nib.Nifti1Image(data.astype(np.float32), file_affine(volume)), tmp_path / "mask.nii.gz")
+    with pytest.raises(InputError, match=words):
+        read_truth(tmp_path / "mask.nii.gz", volume)
+
+
+def test_files_that_are_no_nifti_are_refused(tmp_path: Path) -> None:
+    volume = Volume(np.zeros((3, 4, 5), np.int16), Stack.regular(3), SourceInfo("dicom", "x"))
+    (tmp_path / "mask.nii").write_bytes(b"no")
+    for name, words in (("mask.nii", "cannot be read"), ("absent.nii", "is not there"), (".", "is no NIfTI")):
+        with pytest.raises(InputError, match=words):
+            read_truth(tmp_path / name, volume)
+
+
+def test_mask_pictures_belong_to_slices_by_name(tmp_path: Path) -> None:
+    volume = little_head(3, 16)
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[2:5, 3:6] = 255
+    Image.fromarray(mask).save(tmp_path / "2_HGE_Seg.png")
+    Image.fromarray(to_gray(volume.hu[0])).save(tmp_path / "1.png")
+    truth = read_truth(tmp_path, volume)
+    assert truth.known.tolist() == [False, True, False]
+    assert np.array_equal(truth.labels[1], mask > 0)
+    one = read_truth(
+        tmp_path / "2_HGE_Seg.png", replace(volume, hu=volume.hu[:1], source=SourceInfo("images", "x", ("a.png",)))
+    )
+    assert one.known.all()
+
+
+def test_wrong_mask_pictures_are_refused(tmp_path: Path) -> None:
+    volume = little_head(2, 16)
+    with pytest.raises(InputError, match="holds no mask named like a slice"):
+        read_truth(tmp_path, volume)
+    Image.fromarray(np.zeros((16, 8), np.uint8)).save(tmp_path / "1.png")
+    with pytest.raises(InputError, match="is 8 x 16 pixels, its slice 16 x 16"):
+        read_truth(tmp_path, volume)
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="cannot be read as a picture"):
+        read_truth(tmp_path, volume)
+    slices = replace(volume, source=replace(volume.source, path_or_uid=str(tmp_path)))
+    with pytest.raises(InputError, match="holds the slices and no masks"):
+        read_truth(tmp_path, slices)
+
+
+# Files and pictures
+
+
+def test_the_overlay_is_hot_where_the_map_is(demo_map: Explanation) -> None:
+    """Yellow and orange have far more red than blue; gray has as much of both."""
+    truth = TrueMask.of(demo_truth().labels())
+    with Image.open(_stream(OverlayArtist(demo_map).overlay(11))) as picture:
+        pixels = np.asarray(picture).astype(int)
+    half = pixels.shape[1] // 2
+    plain, heated = pixels[22:-22, :half], pixels[22:-22, half:]
+    assert np.ptp(plain, axis=2).max() == 0
+    hot = heated[..., 0] - heated[..., 2] > 60
+    assert 0.005 < hot.mean() < 0.2
+    assert np.flatnonzero(hot.any(axis=0)).mean() > half / 2  # the hematoma is in the left half of the head
+    with Image.open(_stream(OverlayArtist(demo_map, truth).overlay(11))) as picture:
+        outlined = np.asarray(picture).astype(int)[22:-22, :half]
+    assert (outlined == (0, 255, 255)).all(axis=2).sum() > 50
+    assert "energy inside" in OverlayArtist(demo_map, truth).caption(11)
+
+
+def _stream(content: bytes) -> Any:
+    import io
+
+    return io.BytesIO(content)
+
+
+def test_the_overview_shows_slices_with_the_lesion_first(demo_map: Explanation) -> None:
+    many = replace(demo_map, slices=tuple(range(30)))
+    truth = TrueMask.of(demo_truth().labels())
+    shown = shown_first(many, truth, most=5)
+    assert len(shown) == 5
+    assert truth.labels[shown].any(axis=(1, 2)).all()
+    assert set(shown_first(many, most=3)) == {9, 11, 12}
+
+
+def test_the_folder_holds_maps_on_the_grid_and_scores(tmp_path: Path, demo: Volume, demo_map: Explanation) -> None:
+    truth = TrueMask.of(demo_truth().labels())
+    files = write_explanation(demo_map, tmp_path / "out", truth, truth_path="demo")
+    image = nib.load(files["heatmap"])
+    assert image.shape == file_order(demo.hu, demo).shape
+    assert np.allclose(image.affine, file_affine(demo), atol=1e-3)
+    assert np.abs(image.get_fdata() - file_order(demo_map.values, demo)).max() < 1e-3
+    assert sorted(p.name for p in files["overlays"].iterdir()) == ["002.png", "009.png", "011.png", "012.png"]
+    told = json.loads(files["explain"].read_text("utf-8"))
+    assert told == {**explained_mapping(demo_map, truth, "demo"), "created": told["created"]}
+    assert told["truth"]["slices_with_lesion"] == told["truth"]["slices_above_chance"] == 3
+    assert told["slices"][0]["energy_inside"] is None
+    assert told["slices"][2]["energy_inside"] == pytest.approx(demo_map.energy(truth, 11).inside, abs=1e-5)
+    assert told["notice"].startswith("Research use only")
+
+
+# The command line
+
+
+def save_run(folder: Path, config: Any, preprocess: PreprocessConfig = SMALL) -> Path:
+    from hemolens.training.checkpoint import save_state
+    from hemolens.training.config import TrainConfig, save_config
+
+    folder.mkdir()
+    train = TrainConfig(network=config, preprocess=preprocess, steps=1)
+    save_config(train, folder / "config.toml")
+    network = build_network(config, pretrained=False)
+    save_state(
+        folder / "best.pt",
+        {"network": to_mapping(network.config), "weights": network.state_dict(), "config": to_mapping(train)},
+    )
+    return folder
+
+
+def save_pictures(folder: Path, volume: Volume) -> Path:
+    folder.mkdir()
+    for name, gray in zip(volume.source.slice_names, to_gray(volume.hu), strict=True):
+        Image.fromarray(gray).save(folder / name)
+    return folder
+
+
+def test_the_demo_is_explained_and_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["explain", DEFAULT_MODEL, "--demo", "--slices", "11-12", "-o", str(out)]) == exits.DONE
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "above chance on 2, peak inside on 2" in told.out
+    assert "Research use only" in told.out
+    assert main(["explain", DEFAULT_MODEL, "--demo", "--slices", "11", "-o", str(out)]) == exits.FAILED
+    assert "--overwrite" in capsys.readouterr().err
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["011.png", "012.png"]
+
+
+@pytest.mark.parametrize("method", ["gradcam", "occlusion"])
+def test_a_run_folder_explains_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
+    torch.manual_seed(1)
+    run = save_run(tmp_path / "run", CNN2dConfig(widths=(4, 8), hidden=8))
+    pictures = save_pictures(tmp_path / "scan", little_head(3, 64))
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[20:30, 20:30] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks" / "2.png")
+    words = ["explain", str(run), str(pictures), "-o", str(tmp_path / "out"), "--truth", str(tmp_path / "masks")]
+    assert main([*words, "--method", method]) == exits.DONE
+    assert capsys.readouterr().err == ""
+    assert sorted(p.name for p in (tmp_path / "out" / "heatmap").iterdir()) == ["1.png", "2.png", "3.png"]
+    with Image.open(tmp_path / "out" / "heatmap" / "2.png") as heatmap:
+        assert heatmap.size == (64, 64)
+    told = json.loads((tmp_path / "out" / "explain.json").read_text("utf-8"))
+    assert told["model"]["name"] == "run"
+    assert told["truth"]["slices_known"] == 1
+    assert (told["patch_px"] is None) == (method == "gradcam")
+    assert main([*words, "--slices", "2", "--overwrite"]) == exits.DONE
+    assert "nothing to score" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out" / "overlays").iterdir()] == ["3.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--slices", "2-3"], exits.FAILED, "has no slice 3. Its 3 slices are numbered 0 to 2."),
+        (["--layer", "blocks.9"], exits.WRONG_USAGE, "run has no layer 'blocks.9'. Did you mean 'blocks."),
+        (["--layer", "slice_head"], exits.FAILED, "Layer 'slice_head' holds no features over the image"),
+        (["--method", "occlusion", "--patch", "65"], exits.WRONG_USAGE, "patch must be at most 64 pixels for run"),
+        (["--truth", "absent.png"], exits.FAILED, "absent.png: is not there"),
+    ],
+)
+def test_what_does_not_fit_the_network_or_the_scan_gets_one_clear_line(
+    words: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_run(tmp_path / "run", CNN2dConfig(widths=(4, 8), hidden=8))
+    pictures = save_pictures(tmp_path / "scan", little_head(3, 64))
+    assert main(["explain", str(run), str(pictures), "-o", str(tmp_path / "out"), *words]) == code
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert told in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_findings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save_run(tmp_path / "run", UNet2dConfig(width=2, depth=2))
+    assert main(["explain", str(run), "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "tells no findings" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--demo", "--finding", "subdurall"], exits.WRONG_USAGE, "Did you mean 'subdural'?"),
+        (["--demo", "--method", "gradcm"], exits.WRONG_USAGE, "Did you mean 'gradcam'?"),
+        (["--demo", "--slices", "8-x"], exits.WRONG_USAGE, "'8-x' is no slice number or range"),
+        (["--demo", "--slices", "9-8"], exits.WRONG_USAGE, "write 8-9"),
+        (["--demo", "--method", "occlusion", "--layer", "encoder"], exits.WRONG_USAGE, "Leave one of them out"),
+        (["--demo", "--patch", "20"], exits.WRONG_USAGE, "--method occlusion"),
+        ([], exits.WRONG_USAGE, "Name a SOURCE, or use --demo"),
+        (["scan", "--demo"], exits.WRONG_USAGE, "Name a SOURCE, or use --demo"),
+        (["--demo", "--truth", "x.nii"], exits.WRONG_USAGE, "brings its own scan"),
+        (["absent.nii.gz"], exits.FAILED, "absent.nii.gz"),
+        (["--demo", "--window-width", "0"], exits.WRONG_USAGE, "--window-width"),
+    ],
+)
+def test_wrong_input_gets_one_clear_line(
+    words: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", DEFAULT_MODEL, *words, "-o", str(tmp_path / "out")]) == code
+    line = capsys.readouterr().err
+    assert line.startswith("hemolens: ")
+    assert line.count("\n") == 1
+    assert told in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_and_folders_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "ich-effunet2d-9", "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
+    assert "Did you mean 'ich-effunet2d-1'?" in capsys.readouterr().err
+    assert main(["explain", str(tmp_path), "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
+    assert "holds no model.json" in capsys.readouterr().err
+    assert main(["explain", DEFAULT_MODEL, "--demo"]) == exits.WRONG_USAGE
+    assert "Missing -o OUT" in capsys.readouterr().err
+    scan = save_pictures(tmp_path / "scan", little_head(1, 64))
+    assert main(["explain", DEFAULT_MODEL, str(scan), "-o", str(tmp_path), "--overwrite"]) == exits.FAILED
+    assert "holds the scan itself" in capsys.readouterr().err
+
+
+def test_slice_lists() -> None:
+    assert parse_slices("3") == [3]
+    assert parse_slices("8-10, 20,8") == [8, 9, 10, 20, 8]
