@@ -85,9 +85,10 @@ def read_colors(mask: Path) -> NDArray[np.uint8]:
         If it cannot be read or holds a color that is no class.
     """
     colors = _picture(mask, "RGB")
-    labels = np.zeros(colors.shape[:2], dtype=np.uint8)
-    for label, color in MASK_COLORS:
-        labels[(colors == color).all(axis=-1)] = label
+    packed = colors @ np.array([65536, 256, 1], dtype=np.uint32)
+    labels = np.zeros(packed.shape, dtype=np.uint8)
+    for label, (red, green, blue) in MASK_COLORS:
+        labels[packed == (red << 16 | green << 8 | blue)] = label
     if ((colors > 127).any(axis=-1) != (labels > 0)).any():
         raise InputError(mask, "holds a color that is no class", "Use the masks as they were published.")
     return labels

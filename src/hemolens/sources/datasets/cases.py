@@ -50,6 +50,10 @@ class Note(str):
         note.kind = kind
         return note
 
+    def __getnewargs__(self) -> tuple[NoteKind, str]:  # type: ignore[override]
+        """Tell pickle what to make it from: data sets go to the loader's processes."""
+        return self.kind, str(self)
+
 
 @dataclass(frozen=True, slots=True)
 class SliceRecord:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hemolens.errors import DecodeError, InputError
 from hemolens.sources.datasets.cases import UNKNOWN, Case, Note, NoteKind
-from hemolens.sources.datasets.tables import write_quietly
+from hemolens.sources.datasets.tables import quoted, write_quietly
 from hemolens.sources.dicom.header import COLUMNS, ROWS
 from hemolens.sources.dicom.read import read_dicom
 from hemolens.sources.dicom.tags import quiet, read_tags
@@ -124,10 +124,10 @@ def indexed_scans(
 def _index_lines(digest: str, scans: Iterable[Scan], notes: Iterable[Note]) -> Iterator[str]:
     yield f"{FORMAT},{digest}"
     for note in notes:
-        yield f'#,{note.kind},"{note.replace(chr(34), chr(39))}"'
+        yield f"#,{note.kind},{quoted(note)}"
     for scan in scans:
         for name, file in zip(scan.slices, scan.files, strict=True):
-            yield f'"{scan.patient}","{scan.study}","{name}","{file}"'
+            yield ",".join(map(quoted, (scan.patient, scan.study, name, file)))
 
 
 def _read_index(path: Path, digest: str) -> tuple[tuple[Scan, ...], tuple[Note, ...]] | None:

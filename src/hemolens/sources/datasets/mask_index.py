@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hemolens.errors import InputError
 from hemolens.sources.datasets.cases import Note
-from hemolens.sources.datasets.tables import write_quietly
+from hemolens.sources.datasets.tables import quoted, write_quietly
 
 INDEX_FILE = "hemolens-masks.csv"
 FORMAT = "hemolens-masks-1"
@@ -68,7 +68,7 @@ def mask_presence(
         found[path] = tuple(frozenset(map(int, part.split())) for part in rows[name][1].split("|"))
     if rows == known or not rows:
         return found, ()
-    lines = (FORMAT, *(f'"{name}",{stamp},{text}' for name, (stamp, text) in sorted(rows.items())))
+    lines = (FORMAT, *(f"{quoted(name)},{stamp},{text}" for name, (stamp, text) in sorted(rows.items())))
     if write_quietly(root / INDEX_FILE, lines):
         return found, ()
     text = f"{INDEX_FILE} cannot be written: all masks are read again each time this data set is opened"

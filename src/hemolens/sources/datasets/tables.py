@@ -48,6 +48,11 @@ def read_table(path: Path, columns: Sequence[str], remedy: str) -> list[dict[str
     return rows
 
 
+def quoted(text: str) -> str:
+    """Return a value as CSV holds it."""
+    return '"' + text.replace('"', '""') + '"'
+
+
 def write_quietly(path: Path, lines: Iterable[str]) -> bool:
     """Write a file whole or not at all; return False where that is not allowed (a data set on read-only storage)."""
     whole = path.with_name(f".{path.name}.{os.getpid()}")
