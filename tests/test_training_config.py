@@ -19,6 +19,7 @@ from hemolens.models.effunet2d import EffUNet2d, EffUNetConfig  # noqa: E402
 from hemolens.models.output import NetOutput  # noqa: E402
 from hemolens.models.registry import build_network  # noqa: E402
 from hemolens.models.unet2d import UNet2dConfig  # noqa: E402
+from hemolens.sources.splits import read_split  # noqa: E402
 from hemolens.training.checkpoint import load_run, write_whole  # noqa: E402
 from hemolens.training.config import (  # noqa: E402
     TrainConfig,
@@ -219,3 +220,20 @@ def test_settings_are_checked_where_they_are_made() -> None:
         TrainConfig()
     with pytest.raises(ValueError, match="plateau needs a score"):
         replace(TrainConfig(steps=1, select="last"), schedule=ScheduleConfig(name="plateau"))
+
+
+EXPERIMENTS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_stage_of_a_published_experiment_can_still_be_said(path: Path) -> None:
+    experiment = read_toml(path)
+    assert experiment["stage"]
+    for stage in experiment["stage"]:
+        dotted = {
+            f"{key}.{inner}" if isinstance(value, dict) else key: setting
+            for key, value in stage.items()
+            for inner, setting in (value.items() if isinstance(value, dict) else [("", value)])
+        }
+        assert load_preset(experiment["preset"], dotted).steps == stage["steps"]
+    assert read_split(path.parent / experiment["split"]).folds

@@ -10,9 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
-import subprocess
-import sys
 import time
 import tomllib
 from datetime import UTC, datetime
@@ -20,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from hemolens import __version__
-from hemolens.config import to_mapping, with_overrides
+from hemolens.config import to_mapping
 from hemolens.evaluation.card import calibrate_and_measure, uncalibrated, write_card
 from hemolens.models.export import export_onnx
-from hemolens.training.config import TrainConfig
-from hemolens.training.data import load_ct_ich, load_phe_sich
-from hemolens.training.loop import train
+from hemolens.sources.datasets.opening import open_datasets
+from hemolens.sources.splits import Split, read_split
+from hemolens.training.config import load_preset
+from hemolens.training.loop import Progress
+from hemolens.training.provenance import commit
+from hemolens.training.run import PROVENANCE, RunResult, run_training
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "hemolens" / "models" / "weights"
+BEGINS_ANEW = ""
 
 
 def main() -> None:
@@ -39,23 +40,15 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     chosen = parser.parse_args()
     experiment = tomllib.loads(chosen.experiment.read_text(encoding="utf-8"))
-    split = json.loads((chosen.experiment.parent / experiment["split"]).read_text(encoding="utf-8"))
-    configs = [with_overrides(TrainConfig(), flatten(stage)) for stage in experiment["stage"]]
-    preprocess = configs[0].preprocess
-
-    samples = load_ct_ich(chosen.data / "ct_ich", set(split["ct_ich"]["train"]), preprocess)
-    samples += load_phe_sich(chosen.data / "phe_sich", set(split["phe_sich"]["train"]), preprocess)
-    stages, network = [], None
-    for number, config in enumerate(configs, start=1):
-        run = chosen.run / str(number)
-        stages.append({**provenance_of(run), "config": to_mapping(config)})
-        network = train(config, samples, run, report, start=network)
-    name = experiment["name"]
+    split = read_split(chosen.experiment.parent / experiment["split"])
+    stages, result = train_stages(experiment, split, chosen.data, chosen.run)
+    name, preprocess = experiment["name"], result.config.preprocess
     onnx = WEIGHTS / f"{name}.onnx"
-    difference = export_onnx(network, preprocess, onnx)
+    difference = export_onnx(result.network, preprocess, onnx)
     sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
     model = uncalibrated(name, onnx, sha256, preprocess)
-    measured = calibrate_and_measure(model, chosen.data, split["ct_ich"]["validation"], split["ct_ich"]["drawn"])
+    validation = [m.removeprefix("ct_ich/") for m in split.fold(0).validation]
+    measured = calibrate_and_measure(model, chosen.data, validation, experiment["drawn"])
     card = {
         "name": name,
         **{key: experiment[key] for key in ("title", "intended_use", "license", "limits")},
@@ -64,13 +57,15 @@ def main() -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "hemolens_version": __version__,
         "network": {
-            "preset": "effunet2d",
-            "parameters": sum(p.numel() for p in network.parameters()),
+            "preset": experiment["preset"],
+            "parameters": sum(p.numel() for p in result.network.parameters()),
             "export_difference": float(f"{difference:.2g}"),
+            "config": to_mapping(result.network.config),
         },
+        "interface": to_mapping(result.network.interface),
         "preprocess": to_mapping(preprocess),
-        "training": {"data": experiment["data"], "slices": len(samples), "stages": stages},
-        "split": split,
+        "training": {"data": experiment["data"], "stages": stages},
+        "split": {side: list(getattr(split.fold(0), side)) for side in ("train", "validation", "test")},
         "measured_at_commit": commit(),
         **measured,
     }
@@ -79,27 +74,24 @@ def main() -> None:
         print(f"{row['on']:18} {row['metric']:60} {row['value']} [{row['low']}, {row['high']}] n={row['n']}")
 
 
-def provenance_of(run: Path) -> dict[str, Any]:
-    """Return the commit and machine of a run, written down at its first start."""
-    path = run / "provenance.json"
-    if not path.exists():
-        run.mkdir(parents=True, exist_ok=True)
-        told = {
-            "commit": commit(),
-            "machine": platform.processor() or platform.machine(),
-            "python": sys.version.split()[0],
-        }
-        path.write_text(json.dumps(told), encoding="utf-8")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def commit() -> str:
-    """Return the commit of the working tree, marked where files differ from it."""
-    run = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    dirty = subprocess.run([*run, "status", "--porcelain", "src"], capture_output=True, text=True, check=True).stdout
-    return head + ("+changes" if dirty.strip() else "")
+def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path) -> tuple[list[Any], RunResult]:
+    """Train stage after stage, each from the weights of the one before; what is done already is not done again."""
+    datasets = open_datasets(data, tuple(split.datasets))
+    told: list[dict[str, Any]] = []
+    start, result = BEGINS_ANEW, None
+    for number, stage in enumerate(experiment["stage"], start=1):
+        folder = run / str(number)
+        config = load_preset(experiment["preset"], {**flatten(stage), "start": start})
+        result = run_training(
+            config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report, export=False
+        )
+        origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        settings = {**to_mapping(config), "start": f"stage {number - 1}" if start else BEGINS_ANEW}
+        told.append({"datasets": origin["datasets"], "sessions": origin["sessions"], "config": settings})
+        start = str(folder)
+    if result is None:
+        raise SystemExit("The experiment has no [[stage]].")
+    return told, result
 
 
 def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -113,9 +105,11 @@ def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def report(step: int, parts: dict[str, float]) -> None:
-    """Print one line of progress."""
-    print(time.strftime("%H:%M:%S"), step, {k: round(v, 3) for k, v in parts.items()}, flush=True)
+def report(progress: Progress) -> None:
+    """Print one line for each of the log."""
+    if progress.row:
+        shown = {k: round(v, 3) for k, v in progress.row.items() if k not in ("step", "epoch", "seconds")}
+        print(time.strftime("%H:%M:%S"), progress.stage, progress.step, shown, flush=True)
 
 
 if __name__ == "__main__":
