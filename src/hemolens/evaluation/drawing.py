@@ -23,16 +23,21 @@ JPEG_QUALITY = 88
 
 
 def panels(picture: Picture) -> Rgb:
-    """Draw image, truth and prediction side by side, ``(height, width, 3)``.
+    """Draw image, truth and prediction side by side, ``(height, width, 3)``; see `panel_names`."""
+    image = _gray(picture.gray)
+    drawn = {
+        "image": image,
+        "truth": _with(image, picture.true, TRUE_RGB, fill=True),
+        "prediction": _with(image, picture.found, FOUND_RGB, fill=True),
+    }
+    return _joined([drawn[name] for name in panel_names(picture)])
 
-    Where the truth is not known, or the model outlines nothing anywhere, the place is left out.
-    """
-    shown = [_gray(picture.gray)]
+
+def panel_names(picture: Picture) -> tuple[str, ...]:
+    """Return what stands side by side: where the truth is not known, it is left out."""
     if picture.true is not None:
-        shown.append(_with(shown[0], picture.true, TRUE_RGB, fill=True))
-    if picture.found is not None or picture.true is not None:
-        shown.append(_with(shown[0], picture.found, FOUND_RGB, fill=True))
-    return _joined(shown)
+        return ("image", "truth", "prediction")
+    return ("image", "prediction") if picture.found is not None else ("image",)
 
 
 def overlay(picture: Picture) -> Rgb:
@@ -58,7 +63,7 @@ def montage(scan: Scan) -> Rgb:
 
 def to_png(image: Rgb) -> bytes:
     """Encode without loss."""
-    return _encoded(image, "PNG", optimize=True)
+    return _encoded(image, "PNG")
 
 
 def to_jpeg(image: Rgb) -> bytes:

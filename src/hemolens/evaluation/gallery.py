@@ -22,7 +22,7 @@ TILE_SIZE = 200
 MOST_TILES = 40
 GROUPS: tuple[tuple[str, str, int], ...] = (
     ("best", "Best outlines", 3),
-    ("typical", "Drawn at random", 4),
+    ("typical", "Picked at random", 4),
     ("worst", "Worst outlines", 4),
     ("false", "Most outlined where there is no blood", 3),
     ("missed", "Blood with the lowest score", 3),

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hemolens import __version__
-from hemolens.evaluation.drawing import montage, panels, to_jpeg
+from hemolens.evaluation.drawing import montage, panel_names, panels, to_jpeg
 from hemolens.evaluation.operating import OperatingPoint
 from hemolens.evaluation.results import headline
 from hemolens.evaluation.run import NOTICE, CaseSet, Evaluation, Fold
@@ -150,9 +150,8 @@ def _style() -> Markup:
 
 def _set(case_set: CaseSet) -> dict[str, Any]:
     slices = case_set.slices
-    told = [f"{case_set.patients} patients", f"{len(slices)} slices"]
-    if len(case_set.scans):
-        told.insert(1, f"{len(case_set.scans)} scans")
+    counts = ((case_set.patients, "patient"), (len(case_set.scans), "scan"), (len(slices), "slice"))
+    told = [f"{count:,} {word}{'' if count == 1 else 's'}" for count, word in counts if count]
     masks = {state: int((slices.mask == state).sum()) for state in ("drawn", "empty", "pseudo", "unknown")}
     words = {"drawn": "drawn", "empty": "known to be empty"}
     parts = [f"{count} {words.get(state, f'{state} (not scored)')}" for state, count in masks.items() if count]
@@ -236,7 +235,7 @@ def _gallery(case_set: CaseSet) -> Iterator[dict[str, Any]]:
                     "id": p.id,
                     "told": "" if math.isnan(p.dice) else f"Dice {p.dice:.2f}",
                     "data": _data(to_jpeg(panels(p))),
-                    "wide": p.true is not None,
+                    "names": panel_names(p),
                 }
                 for p in pictures
             ],

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from hemolens.evaluation.metrics import bland_altman, precision_recall_curve, roc_curve
@@ -25,6 +26,7 @@ Axes = Any
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FOOTNOTE = "hemolens · research use only"
+FOOT_INCHES = 0.18
 DPI = 144
 LEVELS = ("scan", "slice")
 
@@ -49,6 +51,10 @@ def figures(evaluation: Evaluation) -> dict[str, bytes]:
 
 def to_png(figure: Figure) -> bytes:
     """Render a figure."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        foot = FOOT_INCHES / figure.get_figheight()
+        engine.set(rect=(0, foot, 1, 1 - foot), h_pad=0.08)  # type: ignore[call-arg]
     figure.text(0.995, 0.005, FOOTNOTE, ha="right", va="bottom", fontsize=6.5, color="#777777")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": "hemolens"})
@@ -107,7 +113,7 @@ def subtype_figure(evaluation: Evaluation) -> Figure | None:
             ax.plot(curve.x, curve.y, color=_rgb(subtype.color_rgb), label=label, linewidth=1.8)
         ax.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle=":", zorder=0)
         _square(ax, "1 - specificity", "sensitivity", f"Subtypes, slices: {case_set.name}")
-        ax.legend(loc="lower right", fontsize=6.5, frameon=False)
+        ax.legend(loc="lower right", fontsize=6.5, framealpha=0.8, edgecolor="none")
     return figure
 
 
@@ -177,7 +183,7 @@ def dice_figure(evaluation: Evaluation) -> Figure | None:
         both, called, true = rows.overlap.T
         area = true * rows.pixel_mm2 / 100
         ax.scatter(area, 2 * both / (called + true), s=26, color=COLORS[0], alpha=0.65, linewidth=0)
-        ax.set_xscale("log")
+        _log(ax)
         for metric, style, word in (("pooled_dice", "-", "pooled"), ("mean_dice", "--", "mean of slices")):
             told = _find(case_set.measures, "slice", metric)
             label = f"{word} {_interval(told)}"
@@ -215,6 +221,7 @@ def bland_altman_figure(evaluation: Evaluation) -> Figure | None:
             ax.axhline(value, color=COLORS[1], linestyle=style, linewidth=1.3, label=label or None)
         ax.set_xlabel(f"mean of found and true, {unit}" + (" (assumed pixel size)" if case_set.assumed else ""))
         ax.set_ylabel(f"found - true, {unit}")
+        ax.margins(y=0.28)
         ax.set_title(f"{case_set.name}: {told.n} {level}s with drawn blood", fontsize=9.5)
         ax.legend(loc="best", fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none")
         _plain(ax)
@@ -224,7 +231,7 @@ def bland_altman_figure(evaluation: Evaluation) -> Figure | None:
 def clean_figure(evaluation: Evaluation) -> Figure | None:
     """Draw what share of the clean slices has more than so much outlined."""
     figure, (ax,) = _grid(1, 1, 5.6, 3.8)
-    drawn = False
+    drawn, most = False, 0.0
     for number, case_set in enumerate(evaluation.sets):
         table = case_set.slices
         clean = (table.mask == "empty") & np.isfinite(table.overlap[:, 1])
@@ -233,16 +240,17 @@ def clean_figure(evaluation: Evaluation) -> Figure | None:
         drawn = True
         area = np.sort(table.overlap[clean, 1] * table.pixel_mm2[clean])
         share = 1 - np.arange(len(area)) / len(area)
-        label = f"{case_set.name}: {len(area)} clean slices, {np.mean(area > 0):.0%} with any"
-        ax.step(
-            np.maximum(area, 0.5), share, where="pre", color=COLORS[number % len(COLORS)], label=label, linewidth=1.8
-        )
+        any_share = float(np.mean(area > 0))
+        most = max(most, any_share)
+        label = f"{case_set.name}: {len(area)} clean slices, {any_share:.0%} with any"
+        color = COLORS[number % len(COLORS)]
+        ax.step(np.maximum(area, 0.5), share, where="pre", color=color, label=label, linewidth=1.8)
     if not drawn:
         return None
     ax.axvline(50, color="#bbbbbb", linewidth=1, linestyle=":")
-    ax.set_xscale("log")
-    ax.set_xlim(0.5, None)
-    ax.set_ylim(0, None)
+    _log(ax)
+    ax.set_xlim(1, None)
+    ax.set_ylim(0, 1.15 * most if most else 1)
     ax.set_xlabel("outlined though nothing is there, mm²")
     ax.set_ylabel("share of clean slices with at least so much")
     ax.legend(fontsize=7.5, frameon=False)
@@ -358,6 +366,14 @@ def _square(ax: Axes, x: str, y: str, title: str) -> None:
     ax.set_ylabel(y)
     ax.set_title(title, fontsize=9.5)
     _plain(ax)
+
+
+def _log(ax: Axes) -> None:
+    """Scale the x axis by logarithms, with plain numbers at its ticks."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _plain(ax: Axes) -> None:

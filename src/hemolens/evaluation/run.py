@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -13,21 +14,25 @@ from hemolens.errors import ConfigError, InputError
 from hemolens.evaluation.bootstrap import DRAWS
 from hemolens.evaluation.gallery import Gallery
 from hemolens.evaluation.operating import OperatingPoint, choose, fallback
-from hemolens.evaluation.scored import ScoredCase, score_case
+from hemolens.evaluation.scored import ScoredCase, read_case, score_case
 from hemolens.evaluation.sides import UNKNOWN_SIDE, Sides, sides_of_card
 from hemolens.evaluation.summary import Measure, Summarizer
 from hemolens.evaluation.tables import Scale, ScanTable, SliceTable, fit_scale, is_calibrated, scan_table, slice_table
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import Model
+from hemolens.preprocessing.pipeline import Prepared
 from hemolens.sources.datasets.cases import Case, DataSet
 from hemolens.sources.files import listing
 from hemolens.sources.splits import LEAK_WARNING
+from hemolens.volume import Volume
 
 NOTICE = "Research use only. Not a medical device; no clinical decision may rest on it."
 REPORTED = ("test", "validation", UNKNOWN_SIDE)
 """Sides that are reported unless told otherwise; the training side only where it is asked for."""
 
 Progress = Callable[[str, float], None]
+Planned = tuple[DataSet, Case, tuple[str, ...]]
+Ready = Future[tuple[Volume, Prepared]]
 
 
 @dataclass(frozen=True)
@@ -177,10 +182,10 @@ def evaluate(
         fold = entry.sides.fold if len(entries) > 1 and entry.sides.fold is not None else number
         current = _Pass(entry, fold if len(entries) > 1 else -1)
         passes.append(current)
-        for dataset, case, sides in plan:
+        for dataset, case, sides, ready in _ahead(entry.predictor, plan):
             if progress:
                 progress(case.id, done / total)
-            _score(current, dataset, case, sides, galleries, options)
+            _score(current, dataset, case, sides, ready, galleries, options)
             done += len(case.slices)
     errors = [error for current in passes for error in current.errors]
     if errors and not any(current.cases for current in passes):
@@ -190,9 +195,7 @@ def evaluate(
     return _finish(passes, datasets, options, galleries)
 
 
-def _plan(
-    sides: Sides, datasets: Sequence[DataSet], options: Options
-) -> Iterator[tuple[DataSet, Case, tuple[str, ...]]]:
+def _plan(sides: Sides, datasets: Sequence[DataSet], options: Options) -> Iterator[Planned]:
     """Yield the cases to score, each with the sides of its slices that are wanted."""
     wanted = {*options.sides, "validation"}
     counts: Counter[tuple[str, str]] = Counter()
@@ -212,6 +215,17 @@ def _plan(
                 yield dataset, case, told
 
 
+def _ahead(predictor: Predictor, plan: Sequence[Planned]) -> Iterator[tuple[DataSet, Case, tuple[str, ...], Ready]]:
+    """Yield the cases while the next one is read and prepared beside them; two scans are held at most."""
+    with ThreadPoolExecutor(1) as worker:
+        waiting: deque[Ready] = deque()
+        for place, (dataset, case, sides) in enumerate(plan):
+            while len(waiting) < 2 and place + len(waiting) < len(plan):
+                coming, wanted, _ = plan[place + len(waiting)]
+                waiting.append(worker.submit(read_case, predictor, coming, wanted))
+            yield dataset, case, sides, waiting.popleft()
+
+
 def _nothing(entries: Sequence[Entry], datasets: Sequence[DataSet], options: Options) -> str:
     names = ", ".join(dataset.name for dataset in datasets)
     if options.patients:
@@ -223,7 +237,7 @@ def _nothing(entries: Sequence[Entry], datasets: Sequence[DataSet], options: Opt
 
 
 def _score(
-    current: _Pass, dataset: DataSet, case: Case, sides: tuple[str, ...],
+    current: _Pass, dataset: DataSet, case: Case, sides: tuple[str, ...], ready: Ready,
     galleries: dict[tuple[str, str], Gallery], options: Options,
 ) -> None:  # fmt: skip
     side = next(s for s in sides if s)
@@ -233,7 +247,7 @@ def _score(
         gallery = galleries.setdefault((dataset.name, side), Gallery(outlines))
     try:
         watch = None if gallery is None else gallery.see
-        current.cases.append(score_case(current.entry.predictor, dataset, case, sides, watch))
+        current.cases.append(score_case(current.entry.predictor, dataset, case, sides, watch, ready.result()))
     except InputError as error:
         current.errors.append(error)
         current.skipped.append(f"{case.id}: {error}")
@@ -336,6 +350,11 @@ def _warnings(folds: Sequence[Fold], sets: Sequence[CaseSet], options: Options, 
         told.append(
             "On the validation side thresholds (and where fitted, probabilities) were chosen on the very patients that "
             "are scored: those rows are optimistic."
+        )
+    if any(m.low == m.high and m.patients > 1 and m.task == "detection" for s in sets for m in s.measures):
+        told.append(
+            "An interval without width, such as 1.00 to 1.00, says that no draw of these patients comes out otherwise, "
+            "not that the score is certain: few patients look alike by chance."
         )
     return told
 

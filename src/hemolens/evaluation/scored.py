@@ -140,8 +140,25 @@ class Compared:
     """Return the outline on the source grid; None where nothing was found."""
 
 
+def read_case(predictor: Predictor, dataset: DataSet, case: Case) -> tuple[Volume, Prepared]:
+    """Read a case and prepare it for a model: the part that needs no network, and so can be done ahead.
+
+    Raises
+    ------
+    InputError
+        If the case cannot be read.
+    """
+    volume = dataset.volume(case)
+    return volume, predictor.prepare(volume)
+
+
 def score_case(
-    predictor: Predictor, dataset: DataSet, case: Case, sides: Sequence[str], watch: Watcher | None = None
+    predictor: Predictor,
+    dataset: DataSet,
+    case: Case,
+    sides: Sequence[str],
+    watch: Watcher | None = None,
+    ready: tuple[Volume, Prepared] | None = None,
 ) -> ScoredCase:
     """Run a model on a case and compare.
 
@@ -151,14 +168,16 @@ def score_case(
         For each slice the side that it is scored for; empty to leave it out.
     watch
         Called once, with the scored slices.
+    ready
+        From `read_case`; read here if None.
 
     Raises
     ------
     InputError
         If the case cannot be read.
     """
-    volume = dataset.volume(case)
-    prepared, scores = predictor.score(volume)
+    volume, prepared = read_case(predictor, dataset, case) if ready is None else ready
+    scores = predictor.run(prepared)
     threshold = predictor.model.thresholds.mask
     states = [r.mask_state if side else "unknown" for r, side in zip(case.slices, sides, strict=True)]
     labels = dataset.labels(case) if "drawn" in states else None
