@@ -155,8 +155,8 @@ class SequenceNetwork(Network):
     def encode(self, x: Tensor) -> Tensor:
         """Return the pooled features of every slice, shape ``(n, slices, 640)``; without gradients where frozen."""
         if self.config.frozen and torch.is_grad_enabled():
-            with torch.no_grad():
-                return self._encode(x)
+            with torch.no_grad():  # scan by scan, so that memory does not grow with the batch
+                return torch.cat([self._encode(scan) for scan in x[:, None]])
         return self._encode(x)
 
     def _encode(self, x: Tensor) -> Tensor:
