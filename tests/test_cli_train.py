@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,28 @@ def test_progress_is_one_line_with_the_time_left() -> None:
     assert line_of(Progress("export", 9, 9, 1.0), {}, "trial 1/3") == "trial 1/3  exporting the model"
     assert line_of(Progress("train", 1, 9, 0.0, done_before=1), {}) == "train 1/9"
     assert [clock(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/how-to/train.md"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_in_their_order(
+    heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As printed, but for a few steps at a small size."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(heads)
+    lines = re.findall(r"^hemolens (.*)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(lines) >= 7
+    small = dict(word.split("=") for word in QUICK)
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] != "data":
+            given = {word.split("=")[0] for word in words if "=" in word}
+            words = [word for word in words if not word.startswith(("epochs=", "network.width="))]
+            words += [f"{key}={value}" for key, value in small.items() if key not in given - {"network.width"}]
+        assert main([*words, "--quiet"]) == exits.DONE, (line, capsys.readouterr().err)
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {
+        "unet2d", "longer", "unet2d-fold1", "unet2d-tune", "best", "second",
+    }  # fmt: skip

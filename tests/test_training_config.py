@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs hemolens[train]")
 
-from hypothesis import given  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from hemolens.errors import ConfigError, InputError  # noqa: E402
@@ -167,6 +167,7 @@ def test_encoders_learn_slowly_and_only_weights_decay() -> None:
             assert seen[id(parameter)] == (pytest.approx(rate), 0.3 if parameter.ndim > 1 else 0.0), name
 
 
+@settings(max_examples=20)
 @given(decay=st.floats(min_value=0, max_value=0.999), step=st.integers(min_value=0, max_value=9999))
 def test_the_average_moves_toward_the_weights(decay: float, step: int) -> None:
     network = build_network(UNet2dConfig(width=2, depth=1, norm="batch"))
