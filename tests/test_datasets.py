@@ -120,6 +120,19 @@ def test_odd_file_names_survive_the_index(tmp_path: Path) -> None:
     assert 'b "o", -b' in [case.patient for case in second.cases]
 
 
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_what_systems_leave_behind_is_not_taken_for_data(tmp_path: Path, name: str) -> None:
+    """macOS writes ._1.jpg beside 1.jpg on foreign disks, and .DS_Store everywhere."""
+    WRITERS[name](tmp_path)
+    (clean,) = open_datasets(tmp_path)
+    for path in [p for p in tmp_path.rglob("*") if p.is_file() and not p.name.startswith("hemolens-")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7")
+        path.with_name(".DS_Store").write_bytes(b"\0")
+    (littered,) = open_datasets(tmp_path)
+    assert fingerprint(littered) == fingerprint(clean)
+    assert littered.notes == clean.notes
+
+
 def test_each_is_recognized_by_layout_whatever_its_folder_is_called(written: dict[str, DataSet]) -> None:
     assert sorted(written) == sorted(WRITERS)
     assert set(WRITERS) | {"phe_sich"} == set(NAMES)

@@ -315,6 +315,7 @@ sys.exit(main(["data", "fetch", "ct_ich", "-o", sys.argv[2], "-q"]))
 """
 
 
+@pytest.mark.slow
 def test_the_real_kagglehub_goes_on_with_a_broken_download(tmp_path: Path) -> None:
     """No fake: kagglehub itself, against a server on this machine that breaks off in the middle."""
     pytest.importorskip("kagglehub")

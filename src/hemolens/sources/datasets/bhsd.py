@@ -89,7 +89,7 @@ def read_colors(mask: Path) -> NDArray[np.uint8]:
     labels = np.zeros(packed.shape, dtype=np.uint8)
     for label, (red, green, blue) in MASK_COLORS:
         labels[packed == (red << 16 | green << 8 | blue)] = label
-    if ((colors > 127).any(axis=-1) != (labels > 0)).any():
+    if (((packed & 0x808080) > 0) != (labels > 0)).any():
         raise InputError(mask, "holds a color that is no class", "Use the masks as they were published.")
     return labels
 
@@ -136,7 +136,7 @@ def open_bhsd_pictures(root: Path) -> BhsdPictures:
     InputError
         As `read_slices`.
     """
-    images = sorted((root / "images").glob("*.png"))
+    images = sorted(path for path in (root / "images").glob("*.png") if not path.name.startswith("."))
     if not images:
         raise InputError(root, "no images/*.png", "Point at the folder that holds images/ and masks/.")
     cases = []

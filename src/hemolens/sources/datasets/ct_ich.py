@@ -355,7 +355,8 @@ def open_ct_ich(root: Path) -> CtIch:
 
 
 def _case(root: Path, patient: str, truth: dict[str, SliceTruth]) -> tuple[Case, list[Note]]:
-    names = {entry.name for entry in (root / PATIENTS_FOLDER / patient / "brain").iterdir()}
+    folder = root / PATIENTS_FOLDER / patient / "brain"
+    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
     slices = [n.removesuffix(".jpg") for n in names if n.endswith(".jpg") and not n.endswith(MASK_END)]
     slices.sort(key=natural_key)
     masked = {n.removesuffix(MASK_END) for n in names if n.endswith(MASK_END)}

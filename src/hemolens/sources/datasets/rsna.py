@@ -59,7 +59,8 @@ def open_rsna(root: Path, progress: Progress) -> DicomCases:
         If the table is missing or malformed, or there are no slices.
     """
     labels, doubtful = read_labels(root / TABLE)
-    stems = sorted(entry.name.removesuffix(".dcm") for entry in (root / FOLDER).iterdir() if entry.suffix == ".dcm")
+    names = (entry.name for entry in (root / FOLDER).iterdir())
+    stems = sorted(name.removesuffix(".dcm") for name in names if name.endswith(".dcm") and not name.startswith("."))
     if not stems:
         raise InputError(root / FOLDER, "holds no .dcm files", "Unpack the data set here.")
     wanted = [stem for stem in stems if stem != BROKEN]
