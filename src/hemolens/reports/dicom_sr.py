@@ -1,7 +1,7 @@
 """DICOM Structured Report: TID 1500 "Measurement Report" (PS3.16) as Comprehensive 3D SR.
 
 Comprehensive 3D, because a lesion's place is a point in millimeters of the patient (SCOORD3D), which Enhanced and
-Comprehensive SR cannot hold; dciodvfy, dcmtk and OHIF read all three.
+Comprehensive SR cannot hold; dciodvfy and dcmtk take it like those.
 
 One measurement group stands for the scan (probability, decision, threshold, total volume) and one for each lesion
 (volume, mean HU, probability, center of mass), which refers to its segment, to the frames of the segmentation that show
