@@ -232,7 +232,7 @@ class _Look:
         low, high = plan.gray
         brighter = rng.uniform(min(10.0, low), low + 6) if rng.random() < config.faint else rng.uniform(low, high)
         mottle = noise(shape, rng, rng.uniform(3, 9) * scene.mm)
-        target = scene.brain_gray + brighter + mottle * rng.uniform(1, 8)
+        target = scene.brain_gray + brighter + mottle * rng.uniform(3, 13)
         if kind == SUBDURAL and rng.random() < config.chronic:
             target = scene.brain_gray - rng.uniform(5, 42) + mottle * rng.uniform(1, 5)
             if rng.random() < 0.5:  # fresh blood in old

@@ -110,6 +110,8 @@ class Scene:
     def ventricles(self) -> Mask:
         """What is as dark as fluid deep in the brain, with its blurred edge."""
         deep = self.depth > 0.3 * self.depth.max()
+        if self.at_base:  # the fourth only: what is dark before it are cisterns
+            deep &= (self.along > 12 * self.mm) & (np.abs(self.across) < 20 * self.mm)
         seed = ndimage.binary_opening((self.smooth < self.brain_gray - 28) & deep)
         edge = (self.smooth < self.brain_gray - 16) & deep
         return np.asarray(ndimage.binary_dilation(seed, mask=edge, iterations=int(3 * self.mm) + 1))
