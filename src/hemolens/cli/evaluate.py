@@ -41,8 +41,8 @@ Data = Annotated[
     Path, typer.Option("--data", metavar="DIR", show_default=False, help="A data set, or a folder of several.")
 ]
 DataSets = Annotated[
-    list[str] | None,
-    typer.Option("--datasets", metavar="NAME", help="Only this data set of the folder; may be given several times."),
+    str | None,
+    typer.Option("--datasets", metavar="NAMES", help="Only these of them, such as ct_ich,bhsd."),
 ]
 SplitFile = Annotated[
     Path | None,
@@ -125,7 +125,7 @@ def evaluate(
         draws,
         pictures=out is not None,
     )
-    opened = open_datasets(data, tuple(datasets or ()))
+    opened = open_datasets(data, tuple(n.strip() for n in datasets.split(",")) if datasets else ())
     entries = _entries(models, split, fold, opened, runtime.value, threads, cross_validate=cross_validate)
     with progress_shown(Path(models[0]).name if len(models) == 1 else f"{len(models)} runs", quiet=quiet) as tell:
         result = run(entries, opened, options, tell)
@@ -218,7 +218,7 @@ def _calibrate(result: Evaluation) -> None:
     if fold.scale.source != "validation" or calibration is None:
         reason = "its probabilities are calibrated already" if fold.scale.source == "card" else "nothing was fitted"
         raise ModelError(f"{model.name}: the card was left as it is, for {reason}.")
-    patients = sum(point.patients for point in fold.points if (point.level, point.name) == ("scan", "youden"))
+    patients = max(point.patients for point in fold.points if (point.level, point.finding) == ("slice", "any"))
     told = f"Probabilities and the threshold for scans were fitted on {patients} validation patients."
     write_card(model.path.with_suffix(".json"), with_calibration(dict(model.card), calibration, told))
 
