@@ -243,7 +243,7 @@ def test_every_network_with_findings_can_be_explained(kind: str) -> None:
     subject = of_network(build_network(TINY[kind], pretrained=False), SMALL)
     assert subject.layer in layer_names(subject.findings)
     peaks = []
-    for finding in FINDING_NAMES:
+    for finding in FINDING_NAMES[:3]:
         found = explain(volume, subject, ExplainConfig(finding=finding))
         assert found.values.shape == volume.shape
         assert found.values.min() >= 0
@@ -337,7 +337,9 @@ def subject_3d() -> Subject:
     return of_network(network, SMALL_3D, "ball")
 
 
-@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "occlusion"])
+@pytest.mark.parametrize(
+    "method", ["gradcam", *(pytest.param(m, marks=pytest.mark.slow) for m in ("gradcam++", "occlusion"))]
+)
 def test_in_three_dimensions_the_map_moves_with_the_lesion(subject_3d: Subject, method: Any) -> None:
     """Over a scan of 12 slices, which takes two windows of 8."""
     centers = []
