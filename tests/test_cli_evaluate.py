@@ -170,9 +170,10 @@ class TestRuns:
                 "limits": ["Probabilities are not calibrated and the thresholds were not chosen.", "Small."],
                 "training": {"split": {
                     "unit": "patient", "seed": 0, "folds": 3, "fold": number,
-                    "train": fold.train, "validation": fold.validation, "test": fold.test,
+                    **{side: len(getattr(fold, side)) for side in ("train", "validation", "test")},
                 }},
             }  # fmt: skip
+            write_split(split, folder / "split.json")
             (folder / "model.json").write_text(json.dumps(card), "utf-8")
             (folder / "model.onnx").symlink_to(load_model(MODEL).path)
             runs.append(folder)

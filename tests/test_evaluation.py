@@ -27,13 +27,13 @@ from hemolens.evaluation.plots import fold_figure
 from hemolens.evaluation.results import csv_tables, headline, to_mapping, to_text
 from hemolens.evaluation.run import NOTICE, Entry, Evaluation, Options, evaluate
 from hemolens.evaluation.scored import Grid, score_case
-from hemolens.evaluation.sides import Sides, check_folds, sides_of_card, sides_of_split
+from hemolens.evaluation.sides import Sides, check_folds, sides_of_model, sides_of_split
 from hemolens.evaluation.summary import Measure
 from hemolens.evaluation.tables import Scale, fit_scale, scan_table, slice_table
 from hemolens.geometry import Stack
 from hemolens.inference.calibrate import UNCALIBRATED
 from hemolens.sources.datasets.cases import EDEMA, UNKNOWN, Case, SliceRecord
-from hemolens.sources.splits import Fold, Split
+from hemolens.sources.splits import Fold, Split, write_split
 from hemolens.volume import Volume
 from predictions import volume_of
 
@@ -178,16 +178,22 @@ class TestSides:
         with pytest.raises(ConfigError, match="no fold 3"):
             sides_of_split(self.SPLIT, 3, [study(4)])  # type: ignore[list-item]
 
-    def test_cards_of_runs_and_of_shipped_models(self) -> None:
-        run = sides_of_card({"training": {"split": {
-            "unit": "patient", "seed": 7, "fold": 2, "train": ["toy/000"], "validation": ["toy/001"], "test": [],
-        }}})  # fmt: skip
-        assert (run.source, run.seed, run.fold, run.leaks) == ("run", 7, 2, False)
-        shipped = sides_of_card({"split": {"toy": {"train": ["000"], "validation": ["001"]}}})
-        for sides in (run, shipped):
-            assert sides.trained == {"toy/000"}
-            assert [sides.of(self.case(p))[0] for p in ("000", "001", "002")] == ["train", "validation", "test"]
-        assert sides_of_card({}).of(self.case("000")) == ("unknown",) * 3
+    def test_shipped_models_name_their_patients_and_runs_keep_their_split(self, tmp_path: Path) -> None:
+        model = ToyPredictor(card={"split": {"toy": {"train": ["000", "001"], "validation": ["002"]}}}).model
+        told = {"unit": "patient", "seed": 0, "folds": 1, "fold": 0, "train": 2, "validation": 1, "test": 1}
+        run = replace(model, card={"training": {"split": told}}, path=tmp_path / "model.onnx")
+        assert sides_of_model(run).source == "none"  # moved away from its split: nothing is known
+        write_split(self.SPLIT, tmp_path / "split.json")
+        for sides in (sides_of_model(model), sides_of_model(run)):
+            assert sides.trained == {"toy/000", "toy/001"}
+            assert [sides.of(self.case(p))[0] for p in ("000", "002", "003", "777")] == [
+                "train", "validation", "test", "test",
+            ]  # fmt: skip
+        assert (sides.source, sides.seed, sides.fold, sides.leaks) == ("run", 0, 0, False)
+        assert sides_of_model(ToyPredictor().model).of(self.case("000")) == ("unknown",) * 3
+        for wrong in ({"train": 3}, {"fold": 1}):
+            with pytest.raises(InputError, match="not the split"):
+                sides_of_model(replace(run, card={"training": {"split": {**told, **wrong}}}))
 
     def test_slices_of_a_leaky_split_stand_apart(self) -> None:
         sides = Sides("run", {"train": {"toy/000#0"}, "test": {"toy/000#2"}}, "slice", 0, 0)

@@ -17,6 +17,7 @@ from hemolens.cli.options import Debug, Quiet, Runtime, RuntimeName, Threads
 if TYPE_CHECKING:
     from hemolens.evaluation.run import Entry, Evaluation
     from hemolens.evaluation.sides import Sides
+    from hemolens.inference.registry import Model
     from hemolens.sources.datasets.cases import DataSet
 
 
@@ -187,19 +188,19 @@ def _entries(
     from hemolens.inference.registry import load_model
 
     loaded = [load_model(name) for name in models]
-    sides = [_sides(model.card, split, fold, datasets, cross_validate=cross_validate) for model in loaded]
+    sides = [_sides(model, split, fold, datasets, cross_validate=cross_validate) for model in loaded]
     if cross_validate:
         check_folds(sides)
     return [Entry(Predictor(model, runtime, threads), s) for model, s in zip(loaded, sides, strict=True)]
 
 
 def _sides(
-    card: object, split: Path | None, fold: int | None, datasets: Sequence[DataSet], *, cross_validate: bool
+    model: Model, split: Path | None, fold: int | None, datasets: Sequence[DataSet], *, cross_validate: bool
 ) -> Sides:
-    from hemolens.evaluation.sides import sides_of_card, sides_of_split
+    from hemolens.evaluation.sides import sides_of_model, sides_of_split
     from hemolens.sources.splits import read_split
 
-    own = sides_of_card(card)  # type: ignore[arg-type]
+    own = sides_of_model(model)
     if split is None:
         return own
     number = own.fold if fold is None and own.fold is not None else fold

@@ -15,7 +15,7 @@ from hemolens.evaluation.bootstrap import DRAWS
 from hemolens.evaluation.gallery import Gallery
 from hemolens.evaluation.operating import OperatingPoint, choose, fallback
 from hemolens.evaluation.scored import ScoredCase, read_case, score_case
-from hemolens.evaluation.sides import UNKNOWN_SIDE, Sides, sides_of_card
+from hemolens.evaluation.sides import UNKNOWN_SIDE, Sides, sides_of_model
 from hemolens.evaluation.summary import Measure, Summarizer
 from hemolens.evaluation.tables import Scale, ScanTable, SliceTable, fit_scale, is_calibrated, scan_table, slice_table
 from hemolens.inference.predictor import Predictor
@@ -361,7 +361,7 @@ def _warnings(folds: Sequence[Fold], sets: Sequence[CaseSet], options: Options, 
 
 def _trained_on(fold: Fold, sets: Sequence[CaseSet]) -> Collection[str]:
     """Return the scored patients that the model says it was trained on, whatever split was asked for."""
-    own = sides_of_card(fold.entry.model.card)
+    own = sides_of_model(fold.entry.model)
     if own.leaks or fold.entry.sides.leaks:  # told already
         return ()
     tables = [s.slices for s in sets if s.side != "train"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from hemolens.errors import ConfigError
+from hemolens.errors import ConfigError, InputError
+from hemolens.inference.registry import Model
 from hemolens.sources.datasets.cases import Case, DataSet
-from hemolens.sources.splits import SIDES, Split, Unit, group_of, slices_in
+from hemolens.sources.splits import SIDES, Split, Unit, group_of, read_split, slices_in
 
 SplitSource = Literal["file", "run", "card", "none"]
+SPLIT_FILE = "split.json"
 UNKNOWN_SIDE = "unknown"
 """Side of every slice where nothing is known of what a model was trained on."""
 
@@ -69,19 +72,22 @@ def sides_of_split(split: Split, fold: int, datasets: Sequence[DataSet]) -> Side
     return Sides("file", members, split.unit, split.seed, fold, closed=True)
 
 
-def sides_of_card(card: Mapping[str, Any]) -> Sides:
-    """Return the sides that a model's card tells; nothing is known where it tells none.
+def sides_of_model(model: Model) -> Sides:
+    """Return the sides that a model knows of; nothing is known where it was moved away from its split.
 
-    A training run writes its fold under ``training.split``; shipped models name patients under ``split``, as
-    ``{data set: {side: [patient]}}``.
+    A training run leaves ``split.json`` beside its network and names its fold in the card; shipped models name patients
+    in the card, as ``{data set: {side: [patient]}}``.
+
+    Raises
+    ------
+    InputError
+        If the split beside a run cannot be read or is not the one that the run was trained on.
     """
-    training = card.get("training")
+    training = model.card.get("training")
     run = training.get("split") if isinstance(training, Mapping) else None
-    if isinstance(run, Mapping):
-        members = {side: frozenset(map(str, run.get(side, ()))) for side in SIDES}
-        unit: Unit = "slice" if run.get("unit") == "slice" else "patient"
-        return Sides("run", members, unit, run.get("seed"), run.get("fold"))
-    told = card.get("split")
+    if isinstance(run, Mapping) and "fold" in run:
+        return _sides_of_run(run, model.path.with_name(SPLIT_FILE))
+    told = model.card.get("split")
     named: dict[str, list[str]] = {side: [] for side in SIDES}
     for dataset, sides in told.items() if isinstance(told, Mapping) else ():
         for side in SIDES:
@@ -89,6 +95,18 @@ def sides_of_card(card: Mapping[str, Any]) -> Sides:
     if not any(named.values()):
         return Sides("none", {})
     return Sides("card", {side: frozenset(names) for side, names in named.items()})
+
+
+def _sides_of_run(run: Mapping[str, Any], path: Path) -> Sides:
+    if not path.is_file():
+        return Sides("none", {})
+    split, number = read_split(path), int(run["fold"])
+    fold = split.fold(number) if number < len(split.folds) else None
+    if fold is None or any(run.get(side) != len(getattr(fold, side)) for side in SIDES):
+        problem = "is not the split that the model beside it was trained on"
+        raise InputError(path, problem, "Put the run's own split back, or name one with --split.")
+    members = {side: frozenset(getattr(fold, side)) for side in SIDES}
+    return Sides("run", members, split.unit, split.seed, number)
 
 
 def check_folds(sides: Sequence[Sides]) -> None:
