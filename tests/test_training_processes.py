@@ -44,18 +44,8 @@ def command(data: Path, run: Path, *more: str, torchrun: int = 0, **settings: st
     runner = [sys.executable]
     if torchrun:
         runner += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(torchrun)]
-    train = [
-        "-m",
-        "hemolens",
-        "train",
-        "unet2d",
-        "--data",
-        str(data),
-        "--run",
-        str(run),
-        "--cache",
-        str(data / "cache"),
-    ]
+    where = ["--data", str(data), "-o", str(run), "--cache", str(data / "cache")]
+    train = ["-m", "hemolens", "train", "unet2d", *where]
     changed = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
     return [*runner, *train, *(f"{key}={value}" for key, value in changed.items()), *more]
 
