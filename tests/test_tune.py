@@ -53,6 +53,9 @@ def test_ranges_and_choices_are_told_from_settings() -> None:
         Dimension("loss.focal_gamma", 0, 2),
     )
     assert rest == ("steps=5",)
+    space, rest = parse_space(["optimizer.name=adam,sgd", "network.widths=[4,8]", "network.widths=[4,8]|[8,16]"])
+    assert [d.choices for d in space] == [("adam", "sgd"), ([4, 8], [8, 16])]
+    assert rest == ("network.widths=[4,8]",)
 
 
 def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:
@@ -173,6 +176,16 @@ def test_a_folder_of_something_else_is_left_alone(search: Any, tmp_path: Path) -
     (tmp_path / "scan.dcm").write_bytes(b"precious")
     with pytest.raises(OutputError, match="is not empty and holds no search"):
         search(tmp_path)
+
+
+def test_values_that_are_lists_can_be_searched(search: Any, tmp_path: Path) -> None:
+    space, _ = parse_space(
+        ["preprocess.size=32,64", "optimizer.rate=1e-4..1e-2", "synthesis.subtype_weights=[1,1,1,1,1]|[0,0,0,1,0]"]
+    )
+    result = search(tmp_path, tiny(steps=1), space, trials=1)
+    best = load_preset(result.preset)
+    assert list(best.synthesis.subtype_weights) == result.settings["synthesis.subtype_weights"]
+    assert best.preprocess.size == result.settings["preprocess.size"]
 
 
 def test_what_is_searched_unless_told() -> None:

@@ -41,7 +41,7 @@ def tune(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=LOW..HIGH | KEY=A|B | KEY=VALUE]...",
+            metavar="[KEY=LOW..HIGH | KEY=A,B | KEY=VALUE]...",
             help="What to search, and settings to change. Without a range: rate, optimizer, batch, decay, width.",
             show_default=False,
         ),

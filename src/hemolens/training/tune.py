@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,18 @@ class Dimension:
     def suggest(self, trial: Any) -> Any:
         """Return a value for an Optuna trial."""
         if self.choices:
-            return trial.suggest_categorical(self.key, list(self.choices))
+            return self.setting(trial.suggest_categorical(self.key, list(self._labels())))
         if isinstance(self.low, int) and isinstance(self.high, int):
             return trial.suggest_int(self.key, self.low, self.high, log=self.log)
         return trial.suggest_float(self.key, self.low, self.high, log=self.log)
+
+    def setting(self, kept: Any) -> Any:
+        """Return the value of a setting for what Optuna keeps of it."""
+        return self._labels()[kept] if self.choices else kept
+
+    def _labels(self) -> dict[Any, Any]:
+        """Return each choice by what a study can keep of it: a list as text."""
+        return {json.dumps(c) if isinstance(c, (list, tuple)) else c: c for c in self.choices}
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,9 @@ class TuneResult:
 
 
 def parse_space(words: Sequence[str]) -> tuple[tuple[Dimension, ...], tuple[str, ...]]:
-    """Tell ``key=low..high`` and ``key=a|b|c`` from plain ``key=value`` words, which are returned as they are.
+    """Tell ``key=low..high`` and ``key=a,b,c`` (or ``a|b|c``, where values are lists) from plain ``key=value`` words.
+
+    The latter are returned as they are.
 
     Raises
     ------
@@ -94,8 +105,11 @@ def parse_space(words: Sequence[str]) -> tuple[tuple[Dimension, ...], tuple[str,
     found, rest = [], []
     for word in words:
         key, _, text = word.partition("=")
-        if "|" in text:
-            found.append(_dimension(key, [parse_value(part.strip()) for part in text.split("|")]))
+        comma = "," in text and not text.strip().startswith("[")
+        if "|" in text or comma:  # a shell takes | for its own unless it is quoted
+            found.append(
+                _dimension(key, [parse_value(part.strip()) for part in text.split("|" if "|" in text else ",")])
+            )
         elif ".." in text:
             low, high = (parse_value(part.strip()) for part in text.split("..", 1))
             found.append(_dimension(key, {"low": low, "high": high}))
@@ -132,7 +146,7 @@ def _dimension(key: str, value: Any) -> Dimension:
                 return Dimension(key, low, high, bool(value.get("log", low > 0 and high >= WIDE * low)))
             except ValueError as error:
                 raise ConfigError(f"{error}.") from error
-    raise ConfigError(f"{key}: write a range as low..high, or choices as a|b|c.")
+    raise ConfigError(f"{key}: write a range as low..high, or choices as a,b,c.")
 
 
 def default_space(config: TrainConfig) -> tuple[Dimension, ...]:
@@ -206,7 +220,7 @@ def tune(
 
         _run_trial(study, trial, changed, datasets, split, fold, folder, cache or out / "cache", told)
         _write_trials(study, space, out / TRIALS_NAME)
-    return _finish(study, config, out)
+    return _finish(study, config, space, out)
 
 
 def _check(config: TrainConfig, space: Sequence[Dimension]) -> None:
@@ -304,14 +318,15 @@ def _write_trials(study: Any, space: Sequence[Dimension], path: Path) -> None:
         write_whole(path, stream.getvalue().encode())
 
 
-def _finish(study: Any, config: TrainConfig, out: Path) -> TuneResult:
+def _finish(study: Any, config: TrainConfig, space: Sequence[Dimension], out: Path) -> TuneResult:
     states = _optuna().trial.TrialState
     complete = study.get_trials(states=(states.COMPLETE,))
     if not complete:
         raise ConfigError(f"{out}: no trial reached its end. Search a lower optimizer.rate, or more trials.")
     best = study.best_trial
+    settings = {d.key: d.setting(best.params[d.key]) for d in space}
     preset = out / BEST_PRESET
     with disk_watched(preset):
-        save_config(with_overrides(config, best.params), preset)
+        save_config(with_overrides(config, settings), preset)
     pruned = len(study.get_trials(deepcopy=False, states=(states.PRUNED,)))
-    return TuneResult(out, preset, float(best.value), dict(best.params), len(complete), pruned)
+    return TuneResult(out, preset, float(best.value), settings, len(complete), pruned)
