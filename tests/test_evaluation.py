@@ -134,6 +134,9 @@ class TestOneCase:
         assert pixels[1].sum() == 2 * 6 * 8
         assert pixels[1, 4] == told.overlap[:, 0].sum()  # all that is outlined is called intraparenchymal
         assert pixels[[0, 2, 3, 4]].sum() == 0
+        silent = only(scan("1", true=(BOX,), label=2), ToyPredictor("blood"))
+        assert silent.subtype_pixels[..., 6].sum() == silent.overlap[:, 0].sum() > 0
+        assert silent.subtype_pixels[..., 1:6].sum() == 0
 
     @pytest.mark.parametrize(
         ("name", "shape", "ml"), [("ct_ich", (650, 650), 5 * 0.39**2 / 1000), ("toy", (500, 500), np.nan)]
@@ -155,6 +158,7 @@ class TestOneCase:
         assert (("detection", "slice") in kinds) == (tell != "scan")
         assert ("detection", "scan") in kinds
         assert not any(np.isnan(m.value) and m.task == "detection" for m in told.measures)
+        assert ("outlined_as_this_subtype" in {m.metric for m in told.measures}) == (tell == "mask")
         if tell == "blood":
             assert not any(m.finding != "any" and m.task == "detection" for m in told.measures)
 
@@ -244,7 +248,7 @@ class TestOperatingPoints:
         sides = Sides("file", {"test": {"toy/001", "toy/003"}}, closed=True)
         told = evaluate([Entry(ToyPredictor(), sides)], [study()], Options(draws=100))
         assert {(p.threshold, p.chosen_on) for p in told.folds[0].points} == {(0.5, "default")}
-        assert any("No validation patients" in w for w in told.warnings)
+        assert any("no patients to choose thresholds on" in w for w in told.warnings)
         assert any("raw scores" in w for w in told.warnings)
 
     def test_answers_are_counted_at_the_fold_s_own_threshold(self) -> None:
@@ -382,6 +386,7 @@ class TestEvaluate:
         told = evaluate([Entry(ToyPredictor(), sides)], [study()], Options(draws=100))
         assert told.folds[0].scale.source == "none"
         assert any("could not be fitted" in w for w in told.warnings)
+        assert any("all alike" in w for w in told.warnings)
 
     def test_scans_are_let_go_while_others_are_scored(self) -> None:
         """Two scans at most are in memory: the one that is scored and the one that is read ahead."""

@@ -20,6 +20,7 @@ from hemolens.evaluation.run import CaseSet, Evaluation
 from hemolens.evaluation.summary import Measure
 from hemolens.evaluation.tables import ANY, ScanTable, SliceTable
 from hemolens.labels import SUBTYPES
+from hemolens.sources.datasets.cases import UNKNOWN_SUBTYPE
 
 Array = NDArray[np.float64]
 Axes = Any
@@ -268,9 +269,13 @@ def subtype_outline_figure(evaluation: Evaluation) -> Figure | None:
     for ax, (case_set, pixels) in zip(axes, found, strict=True):
         whole = pixels.sum(axis=1)
         rows = np.flatnonzero(whole)
-        share = pixels[rows] / whole[rows, None]
+        names = ["missed", *(s.abbreviation for s in SUBTYPES)]
+        shown = pixels[rows, : len(names)]
+        if pixels[:, UNKNOWN_SUBTYPE].any():  # the model tells no subtypes
+            names, shown = ["missed", "outlined"], pixels[rows][:, [0, UNKNOWN_SUBTYPE]]
+        share = shown / whole[rows, None]
         _heat(ax, share, [[f"{v:.0%}" for v in row] for row in share])
-        ax.set_xticks(range(6), ["missed", *(s.abbreviation for s in SUBTYPES)], fontsize=8)
+        ax.set_xticks(range(len(names)), names, fontsize=8)
         ax.set_yticks(range(len(rows)), [SUBTYPES[k].abbreviation for k in rows], fontsize=8)
         ax.set_xlabel("outlined as")
         ax.set_ylabel("drawn as")

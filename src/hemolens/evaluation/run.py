@@ -305,10 +305,7 @@ def _fold(current: _Pass, notes: list[str]) -> Fold:
         try:
             scale = fit_scale([_only(case, "validation") for case in validation])
         except ValueError:
-            notes.append(
-                "The validation patients all bleed, or none does: probabilities could not be fitted on them and are "
-                "raw scores."
-            )
+            notes.append("The validation patients all bleed, or none does: probabilities could not be fitted on them.")
     tables = slice_table(validation, scale), scan_table(validation, scale)
     points: list[OperatingPoint] = []
     for level, table in (("slice", tables[0]), ("scan", tables[1])):
@@ -344,9 +341,15 @@ def _warnings(folds: Sequence[Fold], sets: Sequence[CaseSet], options: Options, 
         told.append(f"{skipped} cases could not be read and are missing from every number.")
     if any(fold.scale.source == "none" for fold in folds):
         told.append("Probabilities are raw scores of the network: nothing was there to calibrate them on.")
-    if any(p.chosen_on == "default" and p.finding == "any" and p.level == "slice" for f in folds for p in f.points):
-        told.append("No validation patients were there to choose thresholds on: yes-or-no answers are cut at one half.")
-    if any(case_set.side == "validation" for case_set in sets):
+    levels = {"slice", "scan"}
+    for fold in folds:
+        levels &= {p.level for p in fold.points if p.finding == "any" and p.chosen_on == "validation"}
+    if not levels:
+        told.append(
+            "The validation side had no patients to choose thresholds on, or they are all alike: yes-or-no answers are "
+            "cut at one half, or as the card says."
+        )
+    if any(case_set.side == "validation" for case_set in sets) and (levels or folds[0].scale.source != "none"):
         told.append(
             "On the validation side thresholds (and where fitted, probabilities) were chosen on the very patients that "
             "are scored: those rows are optimistic."

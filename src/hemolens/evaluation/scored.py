@@ -99,7 +99,7 @@ class ScoredCase:
     hd95_mm: Array
     """In the plane; NaN where either mask is empty."""
     subtype_pixels: NDArray[np.int64]
-    """True subtype against found one (0: not outlined), ``(slices, 5, 6)``."""
+    """Drawn subtype against outlined one, ``(slices, 5, 7)``: 0 is not outlined, 6 outlined without a subtype."""
     grid: Grid
     scan: ScanScore | None
     """None where a slice is of unknown mask or was not scored, and for loose slices."""
@@ -260,7 +260,7 @@ class _Comparison:
         self.grid = grid
         self.overlap = np.full((n, 3), np.nan)
         self.hd95 = np.full(n, np.nan)
-        self.subtypes = np.zeros((n, len(SUBTYPES), len(SUBTYPES) + 1), dtype=np.int64)
+        self.subtypes = np.zeros((n, len(SUBTYPES), UNKNOWN_SUBTYPE + 1), dtype=np.int64)
         self._volume = volume
         self._true: dict[int, Mask] = {}
         self._found: dict[int, Mask] = {}
@@ -283,8 +283,8 @@ class _Comparison:
         best = outlines.subtypes(k) if present and found is not None else None
         for index in present:
             called = found[labels == index] if found is not None else np.zeros((labels == index).sum(), bool)
-            kinds = np.where(called, 1 if best is None else best[labels == index], 0)
-            self.subtypes[k, index - 1] = np.bincount(kinds, minlength=len(SUBTYPES) + 1)
+            kinds = np.where(called, UNKNOWN_SUBTYPE if best is None else best[labels == index], 0)
+            self.subtypes[k, index - 1] = np.bincount(kinds, minlength=UNKNOWN_SUBTYPE + 1)
 
     def scan(self) -> ScanScore:
         """Score the scan as a whole."""

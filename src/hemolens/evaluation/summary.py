@@ -14,6 +14,7 @@ from hemolens.evaluation.bootstrap import DRAWS, bootstrap
 from hemolens.evaluation.operating import Level, OperatingPoint
 from hemolens.evaluation.tables import ANY, ScanTable, SliceTable
 from hemolens.labels import FINDING_NAMES, SUBTYPES
+from hemolens.sources.datasets.cases import UNKNOWN_SUBTYPE
 
 Array = NDArray[np.float64]
 Score = Callable[[Array], Array]
@@ -277,10 +278,10 @@ class Summarizer:
             if not there.any():
                 continue
             groups, unit = self.slices.group[there], f"slices with drawn {subtype.name} blood"
-            for name, part in (
-                ("outlined_as_blood", pixels[there, k, 1:].sum(axis=1)),
-                ("outlined_as_this_subtype", pixels[there, k, k + 1]),
-            ):
+            parts = [("outlined_as_blood", pixels[there, k, 1:].sum(axis=1))]
+            if not pixels[:, :, UNKNOWN_SUBTYPE].any():  # the model tells subtypes
+                parts.append(("outlined_as_this_subtype", pixels[there, k, subtype.index]))
+            for name, part in parts:
                 score = partial(weighted.ratio, part=part, whole=whole[there])
                 found.append(self._measure("subtypes", "slice", name, score, groups, finding=subtype.name, unit=unit))
         return found

@@ -202,7 +202,7 @@ def slice_table(cases: Sequence[ScoredCase], scale: Scale, fold: int = -1) -> Sl
         overlap=stacked((c.overlap[chosen] for c, chosen in kept), 3),
         hd95_mm=stacked(c.hd95_mm[chosen] for c, chosen in kept),
         pixel_mm2=stacked(c.grid.pixel_mm2[chosen] for c, chosen in kept),
-        subtype_pixels=stacked((c.subtype_pixels[chosen].astype(float) for c, chosen in kept), 5, 6).astype(np.int64),
+        subtype_pixels=stacked((c.subtype_pixels[chosen].astype(float) for c, chosen in kept), 5, 7).astype(np.int64),
     )
 
 
