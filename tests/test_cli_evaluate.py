@@ -32,6 +32,7 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 class TestRealData:
     def test_everything_is_written(self, out: Path) -> None:
         names = {p.name for p in out.iterdir()}
@@ -96,7 +97,6 @@ class TestRealData:
         values = json.loads(told.out)
         assert any("was trained on 1 of these patients" in line for line in values["warnings"])
 
-    @pytest.mark.slow
     def test_the_shipped_card_is_measured_again(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Dice on BHSD by this path is the number in the card, which was measured by another one."""
         assert run(MODEL, "--data", data, "--datasets", "bhsd", "--draws", "500", "--json") == exits.DONE

@@ -415,13 +415,15 @@ class TestEvaluate:
         assert told[-1] == ("measuring", 1.0)
 
 
-class TestCrossValidation:
-    @pytest.fixture(scope="class")
-    def pooled(self) -> Evaluation:
-        external = study(3, "outside")
-        entries = [Entry(ToyPredictor("slices", shift=float(i)), fold_sides(i)) for i in range(3)]
-        return evaluate(entries, [study(), external], Options(draws=100))
+@pytest.fixture(scope="module")
+def pooled() -> Evaluation:
+    external = study(3, "outside")
+    entries = [Entry(ToyPredictor("slices", shift=float(i)), fold_sides(i)) for i in range(3)]
+    return evaluate(entries, [study(), external], Options(draws=100))
 
+
+@pytest.mark.slow
+class TestCrossValidation:
     def test_every_patient_is_tested_once_by_the_model_that_never_saw_it(self, pooled: Evaluation) -> None:
         inside = pooled.sets[0]
         assert (inside.name, inside.patients, len(inside.scans)) == ("toy, test", 12, 12)
@@ -440,6 +442,7 @@ class TestCrossValidation:
         assert {row["fold"] for row in rows} == {"all", "0", "1", "2"}
 
 
+@pytest.mark.slow
 class TestOutput:
     def test_json_is_strict_and_holds_what_was_measured(self, result: Evaluation, written: dict[str, bytes]) -> None:
         def refuse(name: str) -> None:
@@ -526,11 +529,12 @@ def kept(count: int = 12) -> Gallery:
     return gallery
 
 
-class TestGallery:
-    @pytest.fixture(scope="class")
-    def gallery(self) -> Gallery:
-        return kept()
+@pytest.fixture(scope="module")
+def gallery() -> Gallery:
+    return kept()
 
+
+class TestGallery:
     def test_it_is_bounded_and_comes_out_the_same_every_time(self, gallery: Gallery) -> None:
         most = {name: count for name, _, count in GROUPS}
         told = [[(name, [p.id for p in pictures]) for name, _, pictures in g.pictures()] for g in (gallery, kept())]

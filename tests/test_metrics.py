@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from monai.metrics import compute_hausdorff_distance
 from sklearn import metrics as sk
 
 from hemolens.evaluation import weighted
@@ -92,9 +90,13 @@ class TestHausdorff:
         found[58, 58] = True
         assert hausdorff95_loss(found, true, (1.0, 1.0)) == 0.0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("shape", [(24, 31), (6, 20, 17)])
     @pytest.mark.parametrize("seed", range(4))
     def test_equal_to_monai(self, shape: tuple[int, ...], seed: int) -> None:
+        import torch
+        from monai.metrics import compute_hausdorff_distance
+
         rng = np.random.default_rng(seed)
         grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"))
         blobs = []
@@ -165,6 +167,7 @@ class TestConfusion:
         assert told.precision_score == 2 / 3
         assert told.f1_score == pytest.approx(2 / 3)
 
+    @settings(max_examples=50)
     @given(CASES)
     def test_equal_to_scikit_learn(self, case: tuple[np.ndarray, np.ndarray]) -> None:
         truth, score = case
@@ -193,6 +196,7 @@ class TestRanking:
         truth, score = [0, 0, 1, 1, 1], [0.1, 0.4, 0.35, 0.8, 0.4]
         assert auc_score(truth, score) == pytest.approx((1 + 2 + 1.5) / 6)
 
+    @settings(max_examples=50)
     @given(CASES)
     def test_equal_to_scikit_learn(self, case: tuple[np.ndarray, np.ndarray]) -> None:
         truth, score = case
@@ -212,6 +216,7 @@ class TestRanking:
         np.testing.assert_allclose(curve.x[::-1], recall[:-1], atol=1e-12)
         np.testing.assert_array_equal(curve.thresholds[::-1], levels)
 
+    @settings(max_examples=50)
     @given(CASES, st.integers(0, 2**31))
     def test_a_weight_is_so_many_copies_of_the_row(self, case: tuple[np.ndarray, np.ndarray], seed: int) -> None:
         """The whole bootstrap rests on this."""
@@ -246,6 +251,7 @@ class TestCalibration:
         assert points.mean_probability == pytest.approx([0.05, 0.65, 1.0])
         assert points.observed == pytest.approx([0.0, 0.5, 1.0])
 
+    @settings(max_examples=50)
     @given(CASES)
     def test_the_diagram_and_the_error_say_the_same(self, case: tuple[np.ndarray, np.ndarray]) -> None:
         truth, p = case
@@ -279,6 +285,7 @@ class TestThresholds:
         with pytest.raises(ValueError, match="both"):
             youden_threshold([1, 1], [0.2, 0.3])
 
+    @settings(max_examples=50)
     @given(CASES, st.sampled_from([0.5, 0.8, 0.95, 1.0]))
     def test_they_keep_what_they_promise(self, case: tuple[np.ndarray, np.ndarray], wanted: float) -> None:
         truth, score = case
