@@ -37,6 +37,7 @@ SIZE = 224
 SEED = 7
 LEVELS = (7, 13, 18)
 """Slices of the demo series: cisterns, ventricles, above them."""
+VENTRICLES = 1
 EDEMA_RGB = (90, 220, 120)
 Gray = NDArray[np.uint8]
 
@@ -83,7 +84,7 @@ def bleeds(crops: Gray, skulls: NDArray[np.bool_], number: int) -> Gray:
     config = SynthesisConfig(subtype_weights=weights, hard_negative=0, second_bleed=0, faint=0.1)  # type: ignore[arg-type]
     tiles, seed = [], 40 * number
     while len(tiles) < 3:
-        k = (len(tiles) + number) % len(crops)
+        k = VENTRICLES if number == len(SUBTYPES) - 1 else seed % len(crops)  # not every slice has a place for each
         painted = paint(crops[[k, k, k]], skulls[k], config, np.random.default_rng(seed))
         seed += 1
         if painted is not None and 120 < (painted.labels[1] > 0).sum() < 4000:
@@ -108,7 +109,7 @@ def write(picture: Gray, name: str, titles: list[str]) -> None:
     for row, title in enumerate(titles):
         draw.text((4, row * SIZE + 2), title, fill=(255, 255, 255))
     image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
-    image.quantize(255).save(FOLDER / name, optimize=True)
+    image.quantize(255, Image.Quantize.MAXCOVERAGE).save(FOLDER / name, optimize=True)
     print(FOLDER / name, (FOLDER / name).stat().st_size)
 
 
