@@ -54,6 +54,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return told.err
 
 
+@pytest.mark.slow
 def test_a_run_tells_how_far_it_is_and_what_it_kept(
     train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

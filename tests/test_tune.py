@@ -139,6 +139,7 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_checkpoint(search: Any, tmp_p
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"trial-000"}
 
 
+@pytest.mark.slow
 def test_trials_that_fall_behind_are_pruned(search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
@@ -178,6 +179,7 @@ def test_a_folder_of_something_else_is_left_alone(search: Any, tmp_path: Path) -
         search(tmp_path)
 
 
+@pytest.mark.slow
 def test_values_that_are_lists_can_be_searched(search: Any, tmp_path: Path) -> None:
     space, _ = parse_space(
         ["preprocess.size=32,64", "optimizer.rate=1e-4..1e-2", "synthesis.subtype_weights=[1,1,1,1,1]|[0,0,0,1,0]"]
