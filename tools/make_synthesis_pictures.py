@@ -103,13 +103,13 @@ def outlined(painted: Painted) -> Gray:
 
 
 def write(picture: Gray, name: str, titles: list[str]) -> None:
-    """Write a small palette PNG, with a title in each row."""
+    """Write a small PNG, with a title in each row."""
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     for row, title in enumerate(titles):
         draw.text((4, row * SIZE + 2), title, fill=(255, 255, 255))
     image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
-    image.quantize(255, Image.Quantize.MAXCOVERAGE).save(FOLDER / name, optimize=True)
+    image.save(FOLDER / name, optimize=True)
     print(FOLDER / name, (FOLDER / name).stat().st_size)
 
 
