@@ -92,6 +92,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small scans under the names that the pages use."""
     folder = tmp_path_factory.mktemp("samples")
     make_samples(folder)
+    model, run = load_model(), folder / "RUN"  # a run folder as training leaves it, with the shipped network
+    run.mkdir()
+    shutil.copy(model.path, run / "model.onnx")
+    (run / "model.json").write_text(json.dumps({**model.card, "file": "model.onnx"}), encoding="utf-8")
     return folder
 
 
