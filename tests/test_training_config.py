@@ -130,6 +130,12 @@ def test_overrides_are_key_and_value() -> None:
             parse_overrides(words)
 
 
+def test_a_choice_that_looks_like_a_number_needs_no_quotes() -> None:
+    assert load_preset("unet3d", parse_overrides(["precision=32"])).precision == "32"
+    with pytest.raises(ConfigError, match="precision: 64 is none of the choices"):
+        load_preset("unet3d", parse_overrides(["precision=64"]))
+
+
 def test_any_text_survives_toml(tmp_path: Path) -> None:
     values = {"a": 'quo"te \\ \n é', "b": {"c": [1.5, 2.0], "d": True, "e": {"f": "x"}}, "g": [], "h": 1e-7}
     (tmp_path / "x.toml").write_text(to_toml(values), encoding="utf-8")

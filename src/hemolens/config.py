@@ -137,6 +137,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         choices = _choices(hint)
         return _convert(choices[0] if len(choices) == 1 else _of_kind(choices, value, name), value, name)
     if origin is typing.Literal:
+        if type(value) is int and str(value) in args:  # precision=32 on a command line is meant as the word
+            return str(value)
         if not any(value == a and type(value) is type(a) for a in args):
             raise ConfigError(f"{name}: {value!r} is none of the choices.{suggestion(str(value), map(str, args))}")
         return value
