@@ -325,6 +325,17 @@ def test_an_export_that_says_something_else_is_not_kept(tmp_path: Path, monkeypa
     assert not (tmp_path / "n.onnx").exists()
 
 
+def test_huge_logits_may_differ_by_their_rounding(tmp_path: Path) -> None:
+    """As the students' U-Net has them after it learned by Dice alone to say that there is no blood anywhere."""
+    network = build("unet2d")
+    with torch.no_grad():
+        network.mask_head.weight *= 1e6
+    assert export_onnx(network, PreprocessConfig(size=SIZE), tmp_path / "n.onnx") < 1e-3
+    with torch.no_grad():
+        x = images(network, 2, SIZE, SIZE)
+        assert network.eval()(x).mask.abs().max() > 1e5
+
+
 @dataclass(frozen=True)
 class Run:
     """A setting that holds a network of any kind, as a training run does."""
