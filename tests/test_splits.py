@@ -25,6 +25,7 @@ from hemolens.sources.splits import (
     make_split,
     read_split,
     slices_in,
+    thin_split,
     write_split,
 )
 
@@ -274,6 +275,38 @@ def test_too_few_folds_and_a_fold_that_is_not_there() -> None:
         with pytest.raises(ConfigError, match=rf"folds 0 to 4; there is no fold {number}"):
             split.fold(number)
     assert split.fold(4) is split.folds[4]
+
+
+@pytest.mark.parametrize("unit", ["patient", "slice"])
+def test_a_thin_split_keeps_a_few_of_each_data_set_and_moves_nobody(unit: str) -> None:
+    datasets = [ordinary(), ordinary("rsna"), ordinary("phe_sich", positives=9, clear=0)]
+    split = make_split(datasets, train_only=["phe_sich"], unit=unit)
+    thin = thin_split(split, datasets, train=4, validation=3)
+    positive = {case.group for d in datasets for case in d.cases if case.findings[0] == 1.0}
+    for whole, few in zip(split.folds, thin.folds, strict=True):
+        assert few.test == whole.test
+        for side, names, most in (("train", ["ct_ich", "rsna", "phe_sich"], 4), ("validation", ["ct_ich", "rsna"], 3)):
+            kept = getattr(few, side)
+            assert set(kept) < set(getattr(whole, side))
+            groups = {group_of(m) for m in kept}
+            for name in names:
+                own = {g for g in groups if g.startswith(f"{name}/")}
+                assert len(own) == most
+                assert len(own & positive) == (most if name == "phe_sich" else -(-most // 2))  # in turns, blood first
+            assert {m for m in getattr(whole, side) if group_of(m) in groups} == set(kept)
+    assert thin == thin_split(split, datasets, train=4, validation=3)
+    assert thin.datasets == split.datasets
+    thin.check(datasets)
+
+
+def test_a_thin_split_needs_somebody_and_its_own_data() -> None:
+    split = make_split([ordinary()])
+    with pytest.raises(ConfigError, match="at least 1 patient"):
+        thin_split(split, [ordinary()], train=0)
+    with pytest.raises(ConfigError, match="made for ct_ich, not for rsna"):
+        thin_split(split, [ordinary("rsna")], train=2)
+    assert thin_split(split, [ordinary()]) == split
+    assert thin_split(split, [ordinary()], train=1000, validation=1000, test=1000) == split
 
 
 def test_the_real_data_split_evenly(data: Path) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,6 +204,53 @@ def make_split(
         ))  # fmt: skip
     patients = {d.name: tuple(sorted({case.patient for case in d.cases})) for d in datasets}
     return Split(unit, seed, patients, tuple(made))
+
+
+def thin_split(
+    split: Split, datasets: Sequence[DataSet], *, train: int | None = None, validation: int | None = None,
+    test: int | None = None,
+) -> Split:  # fmt: skip
+    """Keep only a few patients on each side of every fold, for a quick look.
+
+    Patients with hemorrhage and without are kept in turns, drawn by the split's seed; nobody changes sides.
+
+    Parameters
+    ----------
+    split
+        Made for `datasets`.
+    train, validation, test
+        At most so many patients of each data set; None keeps all.
+
+    Raises
+    ------
+    ConfigError
+        If a number is below 1, or the split was made for other data.
+    """
+    most = {"train": train, "validation": validation, "test": test}
+    if any(number is not None and number < 1 for number in most.values()):
+        raise ConfigError("A side needs at least 1 patient; None keeps all.")
+    split.check(datasets, partial=True)
+    shows_blood = {case.group for d in datasets for case in d.cases if case.findings[0] == 1.0}
+    folds = tuple(
+        Fold(**{side: _few(getattr(fold, side), most[side], shows_blood, split.seed) for side in SIDES})
+        for fold in split.folds
+    )
+    return Split(split.unit, split.seed, split.datasets, folds)
+
+
+def _few(members: Sequence[str], most: int | None, positive: Collection[str], seed: int) -> tuple[str, ...]:
+    """Return the members of at most `most` patients of each data set."""
+    if most is None:
+        return tuple(members)
+    kept: set[str] = set()
+    groups = sorted({group_of(m) for m in members})
+    random.Random(seed).shuffle(groups)
+    for name in {g.partition("/")[0] for g in groups}:
+        own = [g for g in groups if g.partition("/")[0] == name]
+        kinds = [g for g in own if g in positive], [g for g in own if g not in positive]
+        turns = [g for pair in zip_longest(*kinds) for g in pair if g is not None]
+        kept |= set(turns[:most])
+    return tuple(m for m in members if group_of(m) in kept)
 
 
 Findings = tuple[float, ...]
