@@ -11,6 +11,7 @@ from scipy import ndimage
 from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
 from hemolens.preprocessing.head import find_crop, gate, head_masks, skull_inside, whole_slice
+from hemolens.preprocessing.morphology import dilated, eroded, filled, grown
 from hemolens.preprocessing.pipeline import Orientation, Prepared, PreprocessConfig, contexts, prepare, slice_step
 from hemolens.preprocessing.resample import Crop
 from hemolens.preprocessing.window import to_gray, to_hu
@@ -180,6 +181,23 @@ def test_the_gate_holds_the_brain_and_not_the_scalp(gap: int) -> None:
     radius = np.hypot(y / 1.15, x)
     assert inside[radius < 76].all()
     assert not inside[(radius > 87) & (abs(y) > gap)].any()
+
+
+@given(
+    shape=st.tuples(st.integers(18, 70), st.integers(18, 70)), seed=st.integers(0, 2**32 - 1),
+    coarse=st.floats(0.4, 4.0), share=st.floats(0.0, 1.0), reach=st.integers(1, 17),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_shapes_of_masks_are_those_of_scipy(
+    shape: tuple[int, int], seed: int, coarse: float, share: float, reach: int
+) -> None:
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), coarse)
+    mask = field > np.quantile(field, share)
+    assert np.array_equal(filled(mask), ndimage.binary_fill_holes(mask))
+    assert np.array_equal(dilated(mask, 2), ndimage.binary_dilation(mask, iterations=2))
+    assert np.array_equal(eroded(mask, 2), ndimage.binary_erosion(mask, iterations=2))
+    near = ndimage.distance_transform_edt(~mask) <= reach if mask.any() else mask
+    assert np.array_equal(grown(mask, reach), near)
 
 
 def test_the_gate_opens_where_the_skull_is_not_closed() -> None:

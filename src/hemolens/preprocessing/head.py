@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from hemolens.preprocessing.morphology import dilated, eroded, filled, grown
 from hemolens.preprocessing.resample import Crop
 
 SOFT_TISSUE_GRAY = 26
@@ -113,20 +114,19 @@ def gate(crop: NDArray[np.uint8]) -> Mask:
 
 
 def _enclosed(bone: Mask, reach: int) -> Mask:
-    filled = ndimage.binary_fill_holes(_close(bone, reach))
-    labels, count = ndimage.label(ndimage.binary_opening(filled & ~bone, iterations=2))
+    within = filled(_close(bone, reach))
+    labels, count = ndimage.label(dilated(eroded(within & ~bone, 2), 2))
     if not count:
         return np.zeros_like(bone)
     largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    return np.asarray(ndimage.binary_dilation(largest, iterations=2) & filled)
+    return dilated(largest, 2) & within
 
 
 def _close(mask: Mask, reach: int) -> Mask:
     """Close gaps up to twice `reach` pixels wide, without losing what touches the border."""
     padded = np.pad(mask, reach)
-    far = ndimage.distance_transform_edt(~padded) > reach
-    closed = ndimage.distance_transform_edt(~far) > reach
-    return np.asarray(closed[reach:-reach, reach:-reach])
+    closed = ~grown(~grown(padded, reach), reach)
+    return closed[reach:-reach, reach:-reach]
 
 
 def _largest_filled(mask: NDArray[np.bool_]) -> Mask:
@@ -135,4 +135,4 @@ def _largest_filled(mask: NDArray[np.bool_]) -> Mask:
     if not count:
         return np.zeros_like(mask)
     largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    return np.asarray(ndimage.binary_fill_holes(largest))
+    return filled(largest)
