@@ -1,4 +1,4 @@
-"""Shapes of two-dimensional masks: what `scipy.ndimage` does, at a fraction of its time, as every slice waits for it."""
+"""Shapes of two-dimensional masks: what `scipy.ndimage` does, at a fraction of its time; every slice waits for it."""
 
 from __future__ import annotations
 
