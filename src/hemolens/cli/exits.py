@@ -31,3 +31,13 @@ class WrongUsage(Exception):  # noqa: N818 - it is named for what happened
     def __init__(self, verb: str, problem: str) -> None:
         self.verb = verb
         super().__init__(problem)
+
+
+class Interrupted(Exception):  # noqa: N818 - it is named for what happened
+    """Ctrl-C in a verb that can go on.
+
+    Parameters
+    ----------
+    advice
+        How to go on, full sentences; empty to say nothing, where another process of the same run says it.
+    """

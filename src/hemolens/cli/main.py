@@ -81,8 +81,12 @@ def main(arguments: Sequence[str]) -> int:
     _calm(debug)
     try:
         code = app(args=list(arguments), prog_name="hemolens", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):  # a verb that can go on says so itself, and exits with the same code
-        code = _say("interrupted; nothing half-written was left.", exits.INTERRUPTED)
+    except exits.Interrupted as error:
+        if str(error):
+            _say(f"interrupted. {error}", exits.INTERRUPTED)
+        return exits.INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        code = exits.INTERRUPTED
     except TyperUsageError as error:
         code = _wrong_usage(error)
     except exits.WrongUsage as error:
@@ -100,6 +104,8 @@ def main(arguments: Sequence[str]) -> int:
         _trace(debug)
         hint = "" if debug else " Run again with --debug for the details."
         code = _say(f"internal error ({type(error).__name__}): this is a bug in hemolens.{hint}", exits.FAILED)
+    if code == exits.INTERRUPTED:
+        _say("interrupted; nothing half-written was left.", exits.INTERRUPTED)
     return int(code or 0)
 
 

@@ -67,6 +67,7 @@ def train(
     """
     ready_to_train()
     from hemolens.sources.splits import read_split
+    from hemolens.training.checkpoint import CHECKPOINT
     from hemolens.training.config import load_preset, parse_overrides
     from hemolens.training.run import run_training
 
@@ -81,9 +82,9 @@ def train(
                 resume=resume, cache=cache, progress=(lambda p: show(p, "")) if show else None,
             )  # fmt: skip
     except KeyboardInterrupt:
-        if is_first_process():
-            exits.say(f"interrupted. Go on with the same command and --resume; {out} holds the last whole checkpoint.")
-        raise typer.Exit(exits.INTERRUPTED) from None
+        held = "the last whole checkpoint" if (out / CHECKPOINT).exists() else "no checkpoint yet"
+        advice = f"Go on with the same command and --resume; {out} holds {held}." if is_first_process() else ""
+        raise exits.Interrupted(advice) from None
     if is_first_process():
         _tell(result, as_json=as_json, quiet=quiet)
 

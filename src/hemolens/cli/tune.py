@@ -94,8 +94,7 @@ def tune(
                 trials=trials, cache=cache, progress=told,
             )  # fmt: skip
     except KeyboardInterrupt:
-        exits.say(f"interrupted. Go on with the same command; {out} holds the trials so far.")
-        raise typer.Exit(exits.INTERRUPTED) from None
+        raise exits.Interrupted(f"Go on with the same command; {out} holds the trials so far.") from None
     if as_json:
         values = {
             "run": str(result.folder), "preset": str(result.preset), "select": config.select, "best": result.value,
