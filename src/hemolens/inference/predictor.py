@@ -198,13 +198,15 @@ class Predictor:
 def _subtype_map(prepared: Prepared, scores: Scores, blood: NDArray[np.float16]) -> NDArray[np.uint8]:
     """Return the likeliest subtype of every voxel that may be blood; one subtype is on the source grid at a time."""
     assert scores.subtypes is not None
-    best = np.zeros(blood.shape, dtype=np.float32)
     labels = np.zeros(blood.shape, dtype=np.uint8)
+    shown = np.flatnonzero((blood >= SUBTYPE_FLOOR).any(axis=(1, 2)))
+    chosen = np.sort(prepared.restore_slices(np.arange(len(blood)))[shown])
+    best = np.zeros((len(shown), *blood.shape[1:]), dtype=np.float32)
     for index in range(scores.subtypes.shape[1]):
-        share = prepared.restore(np.ascontiguousarray(scores.subtypes[:, index]))
+        share = prepared.restore(np.ascontiguousarray(scores.subtypes[chosen, index]))
         higher = share > best
-        labels[higher] = index + 1
-        best[higher] = share[higher]
+        labels[shown] = np.where(higher, index + 1, labels[shown])
+        best = np.maximum(best, share)
     labels[blood < SUBTYPE_FLOOR] = 0
     return labels
 

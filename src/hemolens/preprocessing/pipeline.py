@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from hemolens.preprocessing.resample import Crop
 from hemolens.preprocessing.window import to_gray
 from hemolens.volume import Volume
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 AXIAL_LIMIT_DEG = 45.0
 """Beyond this angle between the slice normal and the body axis a stack is not axial in any sense."""
 
@@ -117,11 +118,14 @@ class Prepared:
     step: int = 1
 
     def restore(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Bring ``(slices, size, size)`` from the network's grid onto the source grid; 0 outside the crop."""
+        """Bring ``(slices, size, size)`` from the network's grid onto the source grid; 0 outside the crop.
+
+        Some of the slices do as well: in the network's order they come, in the source's order they go.
+        """
         plane = (self.shape[2], self.shape[1]) if self.orientation.transpose else (self.shape[1], self.shape[2])
         return np.ascontiguousarray(self.orientation.undo(self.crop.restore(samples, plane)), dtype=np.float32)
 
-    def restore_slices(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def restore_slices(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
         """Bring one row per slice, shape ``(slices, …)``, back to the source's slice order."""
         return np.ascontiguousarray(values[_flip(self.orientation.flip_slices)])
 
