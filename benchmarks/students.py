@@ -15,7 +15,6 @@ import argparse
 import csv
 import hashlib
 import json
-import math
 import platform
 import resource
 import shlex
@@ -310,21 +309,23 @@ def numbered(task: str, rows: Sequence[Row]) -> list[tuple[int, Row]]:
 def cell(column: Column, told: Mapping[str, Any]) -> str:
     """Return a score with its interval and n, or a dash where the network does not tell it."""
     score = column.of(told)
-    if score is None or score["value"] is None:
+    if score is None:
         return "-"
-    scale = 100 if column.percent else 1
+    counted = [f"{score['n']} {'scans' if column.level == 'scan' else 'slices'}", f"{score['patients']} patients"]
+    if score["positives"] is not None:
+        counted.append(f"{score['positives']} with blood")
+    return f"{_number(column, score)}<br><sub>{', '.join(counted)}</sub>"
+
+
+def _number(column: Column, score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return "undefined"
+    scale, unit = (100, " %") if column.percent else (1, "")
     digits = 1 if column.percent or column.metric == "mean_false_mm2" else 2
-    unit = " %" if column.percent else ""
-    interval = ""
-    if score["low"] is not None and math.isfinite(score["low"]):
-        interval = f" ({scale * score['low']:.{digits}f} to {scale * score['high']:.{digits}f})"
-    positives = f", {score['positives']} with blood" if score["positives"] is not None else ""
-    counted = "" if score["unit"] == "scans" else f"{score['n']} slices, "
-    scans = f"{score['n']} scans, " if score["unit"] == "scans" else ""
-    return (
-        f"{scale * score['value']:.{digits}f}{unit}{interval}"
-        f"<br><sub>{counted}{scans}{score['patients']} patients{positives}</sub>"
+    value, low, high = (
+        None if score[k] is None else f"{scale * score[k]:.{digits}f}" for k in ("value", "low", "high")
     )
+    return f"{value}{unit}" if low is None else f"{value}{unit} ({low} to {high})"
 
 
 def missing(rows: Sequence[Row], results: Mapping[str, Any]) -> str:
