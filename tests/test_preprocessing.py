@@ -11,7 +11,7 @@ from scipy import ndimage
 from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
 from hemolens.preprocessing.head import find_crop, gate, head_masks, skull_inside, whole_slice
-from hemolens.preprocessing.morphology import dilated, eroded, filled, grown
+from hemolens.preprocessing.morphology import dilated, eroded, filled, grown, opened
 from hemolens.preprocessing.pipeline import Orientation, Prepared, PreprocessConfig, contexts, prepare, slice_step
 from hemolens.preprocessing.resample import Crop
 from hemolens.preprocessing.window import to_gray, to_hu
@@ -196,6 +196,7 @@ def test_shapes_of_masks_are_those_of_scipy(
     assert np.array_equal(filled(mask), ndimage.binary_fill_holes(mask))
     assert np.array_equal(dilated(mask, 2), ndimage.binary_dilation(mask, iterations=2))
     assert np.array_equal(eroded(mask, 2), ndimage.binary_erosion(mask, iterations=2))
+    assert np.array_equal(opened(mask, 2), ndimage.binary_opening(mask, iterations=2))
     near = ndimage.distance_transform_edt(~mask) <= reach if mask.any() else mask
     assert np.array_equal(grown(mask, reach), near)
 

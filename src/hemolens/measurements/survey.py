@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from hemolens.preprocessing.morphology import filled, grown, opened
 from hemolens.volume import Volume
 
 COARSE_SIZE = 128
@@ -92,12 +93,12 @@ class Survey:
     def head(self) -> Mask:
         """The largest connected soft tissue and bone of each slice, holes filled."""
         threshold = max(SOFT_HU, self.floor_hu + 5.0)
-        return np.stack([_largest(ndimage.binary_opening(image > threshold)) for image in self.hu])
+        return np.stack([_largest(opened(image > threshold)) for image in self.hu])
 
     @cached_property
     def body(self) -> Mask:
         """The same with fat: the outline of the patient, and of a table that touches."""
-        return np.stack([_largest(ndimage.binary_opening(image > TISSUE_HU)) for image in self.hu])
+        return np.stack([_largest(opened(image > TISSUE_HU)) for image in self.hu])
 
     @cached_property
     def rings(self) -> NDArray[np.float64]:
@@ -139,7 +140,7 @@ def _largest(mask: Mask) -> Mask:
     labels, count = ndimage.label(mask)
     if not count:
         return np.zeros_like(mask)
-    return np.asarray(ndimage.binary_fill_holes(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))))
+    return filled(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])))
 
 
 def _enclosed(bone: Mask, head: Mask, reaches: list[int]) -> Mask:
@@ -147,10 +148,9 @@ def _enclosed(bone: Mask, head: Mask, reaches: list[int]) -> Mask:
     inside = np.zeros_like(bone)
     for reach in reaches:
         padded = np.pad(bone, reach + 1)
-        near = ndimage.distance_transform_edt(~padded) <= reach
-        closed = ndimage.distance_transform_edt(near) > reach
-        filled = ndimage.binary_fill_holes(closed)[reach + 1 : -reach - 1, reach + 1 : -reach - 1]
-        inside = _largest(ndimage.binary_opening(filled & head & ~bone))
+        closed = ~grown(~grown(padded, reach), reach)
+        within = filled(closed)[reach + 1 : -reach - 1, reach + 1 : -reach - 1]
+        inside = _largest(opened(within & head & ~bone))
         if np.count_nonzero(inside) >= enough:
             break
     return inside

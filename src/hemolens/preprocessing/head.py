@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hemolens.preprocessing.morphology import dilated, eroded, filled, grown
+from hemolens.preprocessing.morphology import dilated, filled, grown, opened
 from hemolens.preprocessing.resample import Crop
 
 SOFT_TISSUE_GRAY = 26
@@ -115,7 +115,7 @@ def gate(crop: NDArray[np.uint8]) -> Mask:
 
 def _enclosed(bone: Mask, reach: int) -> Mask:
     within = filled(_close(bone, reach))
-    labels, count = ndimage.label(dilated(eroded(within & ~bone, 2), 2))
+    labels, count = ndimage.label(opened(within & ~bone, 2))
     if not count:
         return np.zeros_like(bone)
     largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
@@ -130,8 +130,7 @@ def _close(mask: Mask, reach: int) -> Mask:
 
 
 def _largest_filled(mask: NDArray[np.bool_]) -> Mask:
-    opened = ndimage.binary_opening(mask, iterations=1)
-    labels, count = ndimage.label(opened)
+    labels, count = ndimage.label(opened(mask))
     if not count:
         return np.zeros_like(mask)
     largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
