@@ -60,6 +60,20 @@ class Column:
 
 POINT = "youden"
 """Where yes-or-no answers are shown: the threshold of highest sensitivity + specificity on validation patients."""
+
+
+def told_of(level: str) -> tuple[Column, ...]:
+    """Return the columns of hemorrhage or not."""
+    at_point = (("accuracy", "accuracy"), ("precision", "precision"), ("recall", "recall"), ("F1", "f1"))
+    return (
+        *(Column(title, "ct_ich", level, metric, POINT) for title, metric in at_point),
+        Column("ROC-AUC", "ct_ich", level, "roc_auc"),
+        Column("average precision", "ct_ich", level, "average_precision"),
+    )
+
+
+TABLES = {"segmentation": "segmentation", "classification": "classification", "scans": "classification"}
+"""Each table and the task whose rows it shows; whole scans are told by the classifiers, too."""
 COLUMNS = {
     "segmentation": (
         Column("BHSD, Dice of all blood pooled", "bhsd", "slice", "pooled_dice"),
@@ -68,18 +82,9 @@ COLUMNS = {
         Column("CT-ICH, clean slices with over 50 mm² outlined", "ct_ich", "slice", "share_over_50_mm2", percent=True),
         Column("mm² outlined on a clean slice", "ct_ich", "slice", "mean_false_mm2"),
     ),
-    "classification": (
-        *(
-            Column(title, "ct_ich", "slice", metric, POINT)
-            for title, metric in (
-                ("accuracy", "accuracy"), ("precision", "precision"), ("recall", "recall"), ("F1", "f1"),
-            )
-        ),
-        Column("ROC-AUC", "ct_ich", "slice", "roc_auc"),
-        Column("average precision", "ct_ich", "slice", "average_precision"),
-        Column("ROC-AUC of scans", "ct_ich", "scan", "roc_auc"),
-    ),
-}  # fmt: skip
+    "classification": told_of("slice"),
+    "scans": told_of("scan"),
+}
 
 
 @dataclass(frozen=True)
@@ -278,9 +283,9 @@ def write_results(row: Row, told: Mapping[str, Any]) -> None:
     part.replace(RESULTS)
 
 
-def table(task: str, rows: Sequence[Row], results: Mapping[str, Any]) -> str:
-    """Return the table of a task: the rows that are measured."""
-    done, columns = done_rows(rows, results), COLUMNS[task]
+def table(name: str, rows: Sequence[Row], results: Mapping[str, Any]) -> str:
+    """Return one of `TABLES`: the rows that are measured."""
+    done, columns, task = done_rows(rows, results), COLUMNS[name], TABLES[name]
     head = ["", "row", *(c.title for c in columns), "steps (kept)", "passes", "processor minutes"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for number, row in numbered(task, rows):
@@ -292,7 +297,7 @@ def table(task: str, rows: Sequence[Row], results: Mapping[str, Any]) -> str:
                 f"{told['steps']} ({told['kept_step']})", f"{told['epochs']:.1f}", _minutes(told),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "No row is measured yet."
 
 
 def _minutes(told: Mapping[str, Any]) -> str:
@@ -348,7 +353,7 @@ def commands(task: str, rows: Sequence[Row]) -> str:
 def parts(rows: Sequence[Row], results: Mapping[str, Any]) -> dict[str, str]:
     """Return what stands between the markers of the page."""
     return {
-        **{task: table(task, rows, results) for task in TASKS},
+        **{name: table(name, rows, results) for name in TABLES},
         "missing": missing(rows, results),
         **{f"{task} commands": commands(task, rows) for task in TASKS},
     }
