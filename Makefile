@@ -21,8 +21,9 @@ help:
 demo: $(VENV)/.core
 	@$(PYTHON_IN) -m hemolens analyze --demo -o "$(OUT)" --overwrite
 
+# One thread for each worker: two workers of two threads on two cores wait for each other.
 test: $(VENV)/.test
-	$(PYTHON_IN) -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.lint
 	$(PYTHON_IN) -m ruff check .
