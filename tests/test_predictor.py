@@ -146,3 +146,26 @@ def test_thin_slices_give_about_the_same_volume(predictor: Predictor) -> None:
     thin = with_layers(demo, np.repeat(middle, 5, axis=0), fine)
     volumes = [(predictor.predict(v).blood >= 0.5).sum() for v in (thick, thin)]
     assert volumes[1] / 5 == pytest.approx(volumes[0], rel=0.25)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_subtypes_stay_in_the_slice_of_their_blood(flip: bool) -> None:
+    """Only slices with blood are brought back; each must get its own subtype, whichever way the slices run."""
+    from hemolens.inference.predictor import Scores, _subtype_map
+    from hemolens.preprocessing.pipeline import Orientation, Prepared
+    from hemolens.preprocessing.resample import Crop
+
+    n, size = 6, 32
+    gray = np.zeros((n, size, size), np.uint8)
+    prepared = Prepared(
+        gray, gray == 0, np.stack([gray] * 3, axis=1), Orientation(flip_slices=flip), Crop(0, 0, size, size, size),
+        (n, size, size),
+    )  # fmt: skip
+    blood, subtypes = np.zeros((n, size, size), np.float32), np.zeros((n, 5, size, size), np.float32)
+    for k, kind in ((0, 1), (1, 4)):  # off the middle, so that a wrong order cannot look right
+        blood[k, 8:20, 8:20], subtypes[k, kind] = 1.0, 1.0
+    subtypes[2:, 2] = 1.0
+    labels = _subtype_map(prepared, Scores(blood, subtypes, None), prepared.restore(blood).astype(np.float16))
+    found = [set(np.unique(plane)) - {0} for plane in labels]
+    expected = [{2}, {5}, set(), set(), set(), set()]
+    assert found == (expected[::-1] if flip else expected)
