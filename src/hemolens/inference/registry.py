@@ -31,15 +31,15 @@ class Interface:
     channels: int = 3
     """Images shown for each slice: 1, or 3 with its neighbors."""
     mask_channels: int = 6
-    """0: no mask; 1: blood; 6: blood, then the subtypes given blood."""
+    """0: no mask; 1: blood; 6: blood, then the subtypes given blood; 7: edema as well."""
     findings: bool = True
     """Whether findings are told: of each slice, of the volume, or of each slice and the scan."""
     depth: int = 0
     """Slices of the windows in which volumes are run; 0 for the others."""
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3) or self.mask_channels not in (0, 1, 6):
-            raise ValueError("channels must be 1 or 3, mask_channels 0, 1 or 6")
+        if self.channels not in (1, 3) or self.mask_channels not in (0, 1, 6, 7):
+            raise ValueError("channels must be 1 or 3, mask_channels 0, 1, 6 or 7")
         if (self.sample == "volume") != (self.depth > 0):
             raise ValueError("volumes need a depth, and nothing else has one")
 

@@ -31,6 +31,8 @@ class EffUNetConfig:
     dropout: float = 0.2
     imagenet: bool = True
     """Start from ImageNet weights."""
+    edema: bool = False
+    """Tell perihematomal edema, too, as a last channel of the mask."""
     frozen_stages: int = 3
     """The stem and this many first stages keep their weights; 0 lets all of them learn."""
 
@@ -64,12 +66,12 @@ class EffUNet2d(Network):
     """A slice, with its neighbors or alone, in; blood and subtype logits per pixel and findings logits out."""
 
     config: EffUNetConfig
-    mask_channels = MASK_CHANNELS
 
     def __init__(self, config: EffUNetConfig = EffUNetConfig(), *, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
         self.channels = config.channels
+        self.mask_channels = MASK_CHANNELS + config.edema
         self.encoder = EfficientNetLite0()
         if config.imagenet and pretrained:
             self.encoder.load_imagenet()
@@ -78,8 +80,9 @@ class EffUNet2d(Network):
         for skip, outputs in zip(FEATURE_CHANNELS[-2::-1], config.decoder_channels, strict=True):
             self.decoder.append(DecoderBlock(channels, skip, outputs))
             channels = outputs
-        self.mask_head = nn.Sequential(nn.Conv2d(channels, 4 * MASK_CHANNELS, 1), nn.PixelShuffle(2))
-        nn.init.constant_(self.mask_head[0].bias[:4], -4.0)  # type: ignore[index]  # blood is rare
+        self.mask_head = nn.Sequential(nn.Conv2d(channels, 4 * self.mask_channels, 1), nn.PixelShuffle(2))
+        for rare in (0, MASK_CHANNELS)[: 1 + config.edema]:  # blood and edema
+            nn.init.constant_(self.mask_head[0].bias[4 * rare : 4 * rare + 4], -4.0)  # type: ignore[index]
         self.slice_head = nn.Sequential(
             nn.Dropout(config.dropout), nn.Linear(2 * FEATURE_CHANNELS[-1], len(FINDING_NAMES))
         )
@@ -112,7 +115,7 @@ class EffUNet2d(Network):
         Returns
         -------
         NetOutput
-            Mask logits ``(n, 6, h, w)`` (blood, then subtypes) and slice logits ``(n, 6)`` in `FINDING_NAMES` order.
+            Mask logits ``(n, 6 or 7, h, w)`` (blood, the subtypes, edema) and slice logits ``(n, 6)`` in `FINDING_NAMES` order.
         """
         padded = pad_to(x, (STRIDE, STRIDE))
         if self.channels == 1:

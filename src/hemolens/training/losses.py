@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from hemolens.models.output import NetOutput
-from hemolens.sources.datasets.cases import UNKNOWN, UNKNOWN_SUBTYPE
+from hemolens.sources.datasets.cases import EDEMA, UNKNOWN, UNKNOWN_SUBTYPE
 
 TOP_PIXELS = 40
 """About half a square centimeter: the smallest bleed that a slice label is expected to pin down."""
+MASK_CHANNELS_WITHOUT_EDEMA = 6
+"""Blood and its subtypes; a channel beyond them is edema."""
 SMOOTH = 0.5
 """Added above and below in an overlap, in pixels."""
 
@@ -48,6 +50,11 @@ class LossConfig:
     """Cross-entropy of the subtype where it is drawn, each subtype alike."""
     weak_subtype: float = 0.0
     """Blood of unknown subtype must have one that its slice's findings allow."""
+    edema_bce: float = 0.0
+    """Binary cross-entropy of edema, where it is known: on samples that show some, or that hold no blood. Most data
+    sets with drawn blood say nothing of edema."""
+    edema_dice: float = 0.0
+    """One minus Dice of edema on the samples that show some."""
     clean_top: float = 0.0
     """The brightest pixels of a sample without hemorrhage are pushed down."""
     weak_top: float = 0.0
@@ -91,6 +98,8 @@ PARTS: tuple[str, ...] = (
     "mask_tversky",
     "subtype",
     "weak_subtype",
+    "edema_bce",
+    "edema_dice",
     "clean_top",
     "weak_top",
     "outside",
@@ -237,10 +246,22 @@ def _mask_parts(mask: Tensor, batch: Mapping[str, Tensor], config: LossConfig) -
         "clean_top": lambda: _mean(-torch.log1p(-top.clamp(max=0.999)), any_blood == 0),
         "weak_top": lambda: _mean(-torch.log(top.clamp(min=1e-3)), untold),
     }
+    if mask.shape[1] > MASK_CHANNELS_WITHOUT_EDEMA:
+        swollen, told = _edema(labels, truth)
+        edema = logits[:, MASK_CHANNELS_WITHOUT_EDEMA]
+        makers["edema_bce"] = lambda: _mean(F.binary_cross_entropy_with_logits(edema, swollen, reduction="none"), told)
+        makers["edema_dice"] = lambda: _overlap(edema.sigmoid(), swollen, told, config.overlap, 0.5, 0.5)
     if mask.shape[1] > 1:
-        makers["subtype"] = lambda: _subtype(logits[:, 1:], labels)
+        makers["subtype"] = lambda: _subtype(logits[:, 1:MASK_CHANNELS_WITHOUT_EDEMA], labels)
         makers["weak_subtype"] = lambda: _weak_subtype(logits, labels, inside, batch["findings"])
     return {name: make() for name, make in makers.items() if name in config.weights}
+
+
+def _edema(labels: Tensor, blood: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where edema is, and where that is known."""
+    swollen = labels == EDEMA
+    told = swollen.any(dim=1, keepdim=True) | ~blood.any(dim=1, keepdim=True)
+    return swollen.float(), told & (labels != UNKNOWN)
 
 
 def focal_loss(logits: Tensor, truth: Tensor, gamma: float, alpha: float) -> Tensor:
@@ -300,7 +321,7 @@ def _weak_subtype(logits: Tensor, labels: Tensor, inside: Tensor, findings: Tens
     allowed = findings[:, 1:] != 0
     allowed = (allowed | ~allowed.any(dim=1, keepdim=True))[:, :, None]
     # Not -inf: pixels that are not chosen would turn the gradient of the others into NaN.
-    share = logits[:, 1:].log_softmax(dim=1).masked_fill(~allowed, -1e9).logsumexp(dim=1)
+    share = logits[:, 1:MASK_CHANNELS_WITHOUT_EDEMA].log_softmax(dim=1).masked_fill(~allowed, -1e9).logsumexp(dim=1)
     return _mean(-share.clamp(min=-10.0), chosen)
 
 
