@@ -32,7 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": GROUND | {"geometry", "volume"},
     **dict.fromkeys(ASIDE, BELOW_MEASUREMENTS | ASIDE),
     **dict.fromkeys(("evaluation", "explain"), BELOW_MEASUREMENTS | ASIDE | {"reports"}),
-    "cli": BELOW_MEASUREMENTS | ASIDE | {"reports", "analysis", "demo"},
+    "deidentification": BELOW_MEASUREMENTS,
+    "pacs": BELOW_MEASUREMENTS | {"reports", "analysis", "demo"},
+    "cli": BELOW_MEASUREMENTS | ASIDE | {"reports", "analysis", "demo", "deidentification", "pacs"},
 }
 """Part of hemolens → the other parts that it may import. A part that is not named here may not exist."""
 

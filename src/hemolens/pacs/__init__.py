@@ -1,0 +1,1 @@
+"""The PACS service: images in by DICOM, results back beside them."""
