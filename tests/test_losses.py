@@ -49,7 +49,7 @@ def batch(seed: int = 0, n: int = 4, size: int = 12) -> tuple[NetOutput, dict[st
     inside = np.zeros((n, size, size), np.float32)
     inside[:, 1:-1, 1:-1] = 1
     output = NetOutput(
-        torch.from_numpy(rng.normal(0, 2, (n, 6, size, size)).astype(np.float32)).requires_grad_(True),
+        torch.from_numpy(rng.normal(0, 2, (n, 7, size, size)).astype(np.float32)).requires_grad_(True),
         torch.from_numpy(rng.normal(0, 2, (n, 6)).astype(np.float32)).requires_grad_(True),
     )
     return output, {
@@ -134,7 +134,7 @@ def test_findings_that_are_unknown_do_not_count() -> None:
 
 def test_subtypes_count_alike_however_large_they_are() -> None:
     output, given = batch()
-    x, labels = output.mask.detach().numpy().astype(float)[:, 1:], given["labels"].numpy()
+    x, labels = output.mask.detach().numpy().astype(float)[:, 1:6], given["labels"].numpy()
     log = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
     means = [-log[:, kind - 1][labels == kind].mean() for kind in (2, 4)]
     assert value("subtype", output, given) == pytest.approx(np.mean(means), rel=1e-5)
@@ -143,7 +143,7 @@ def test_subtypes_count_alike_however_large_they_are() -> None:
 def test_blood_of_unknown_subtype_must_have_one_that_is_allowed() -> None:
     output, given = batch()
     x, labels = output.mask.detach().numpy().astype(float), given["labels"].numpy()
-    share = np.exp(x[:, 1:]) / np.exp(x[:, 1:]).sum(axis=1, keepdims=True)
+    share = np.exp(x[:, 1:6]) / np.exp(x[:, 1:6]).sum(axis=1, keepdims=True)
     allowed = given["findings"].numpy()[:, 1:] != 0
     likely = -np.log((share * allowed[:, :, None, None]).sum(axis=1).clip(1e-30))
     found = (x[:, 0] > 0) & (given["inside"].numpy() > 0) & (labels == 255)
@@ -244,6 +244,29 @@ def test_the_total_is_the_weighted_sum_of_the_parts() -> None:
     assert loss.values["loss"] == pytest.approx(expected)
     assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
     assert set(loss.values) == {"loss", *PARTS} - {"scan"}
+
+
+def test_edema_is_learned_where_it_is_known_only() -> None:
+    output, given = batch()
+    labels = given["labels"].numpy()
+    p = sigmoid(output.mask[:, 6].detach().numpy().astype(float))
+    # Sample 0 holds blood and no edema: nobody looked for it. Sample 1 shows some, 2 is clean, 3 is unknown.
+    true, told = labels[1:3] == 7, labels[1:3] != 255
+    entropy = -np.where(true, np.log(p[1:3]), np.log(1 - p[1:3]))[told].mean()
+    assert value("edema_bce", output, given) == pytest.approx(entropy, rel=1e-5)
+    both = p[1][true[0]].sum()
+    dice = 2 * (both + 0.5) / (p[1].sum() + true[0].sum() + 1)
+    assert value("edema_dice", output, given) == pytest.approx(1 - dice, rel=1e-5)
+
+
+def test_edema_and_subtypes_do_not_mix() -> None:
+    output, given = batch()
+    config = replace(NOTHING, mask_bce=0, subtype=1, weak_subtype=1)
+    total_loss(loss_parts(output, given, config), config).total.backward()
+    assert output.mask.grad[:, 1:6].any()
+    assert not output.mask.grad[:, 6].any()
+    without = NetOutput(output.mask[:, :6], output.findings)
+    assert set(loss_parts(without, given, ALL)) == set(PARTS) - {"scan", "edema_bce", "edema_dice"}
 
 
 def test_a_batch_of_which_nothing_is_known_gives_no_loss_and_no_nan() -> None:

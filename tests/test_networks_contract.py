@@ -43,6 +43,7 @@ TINY: dict[str, NetworkConfig] = {
     "effunet2d, frozen, of lone slices": EffUNetConfig(
         decoder_channels=(8, 8, 8, 8), imagenet=False, frozen_stages=3, channels=1
     ),
+    "effunet2d with edema": EffUNetConfig(decoder_channels=(8, 8, 8, 8), imagenet=False, frozen_stages=0, edema=True),
     "resnet2d": ResNet2dConfig(width=8),
     "unet3d": UNet3dConfig(widths=(8, 12, 16), depth=DEPTH),
     "unet3d with all there is": UNet3dConfig(

@@ -115,7 +115,8 @@ class EffUNet2d(Network):
         Returns
         -------
         NetOutput
-            Mask logits ``(n, 6 or 7, h, w)`` (blood, the subtypes, edema) and slice logits ``(n, 6)`` in `FINDING_NAMES` order.
+            Mask logits ``(n, 6 or 7, h, w)`` (blood, the subtypes, edema) and slice logits ``(n, 6)`` in
+            `FINDING_NAMES` order.
         """
         padded = pad_to(x, (STRIDE, STRIDE))
         if self.channels == 1:
