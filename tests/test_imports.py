@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("evaluation", "explain"), BELOW_MEASUREMENTS | ASIDE | {"reports"}),
     "deidentification": BELOW_MEASUREMENTS,
     "pacs": BELOW_MEASUREMENTS | {"reports", "analysis", "demo"},
-    "cli": BELOW_MEASUREMENTS | ASIDE | {"reports", "analysis", "demo", "deidentification", "pacs"},
+    "web": BELOW_MEASUREMENTS | ASIDE | {"reports", "analysis", "demo", "pacs"},
+    "cli": BELOW_MEASUREMENTS | ASIDE | {"reports", "analysis", "demo", "web", "deidentification", "pacs"},
 }
 """Part of hemolens → the other parts that it may import. A part that is not named here may not exist."""
 

@@ -1,0 +1,164 @@
+"""What one running server holds: its settings, the rooms of its users, and the network they share. In memory only."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hemolens.web.jobs import Job, Office
+    from hemolens.web.session import Study
+
+GIB = 2**30
+MAX_ROOMS = 200
+"""Rooms beyond this are refused: memory is not without end."""
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """What `hemolens web` was told."""
+
+    keep: Path | None = None
+    """Folder where results may be kept; None keeps nothing on disk."""
+    runs: Path | None = None
+    """Folder of training runs to show."""
+    pacs: str | None = None
+    """Configuration file or URL of the PACS service whose worklist is shown."""
+    model: str | None = None
+    """As in `hemolens.analysis.AnalyzeOptions`."""
+    runtime: str = "auto"
+    threads: int | None = None
+    max_upload_bytes: int = 4 * GIB
+    max_studies: int = 12
+    """Open at once in one browser."""
+    idle_s: float = 600.0
+    """A room that no browser has been in for so long is emptied."""
+
+
+@dataclass(eq=False)
+class Room:
+    """What one browser has open: it outlives a refresh of the page, and goes when the browser has been gone a while."""
+
+    token: str
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    studies: dict[str, Study] = field(default_factory=dict)
+    """In the order they were opened."""
+    jobs: dict[str, Job] = field(default_factory=dict)
+    shelf: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    """What the viewers of this room fetch: name to media type and bytes."""
+    visitors: int = 0
+    left: float = field(default_factory=time.monotonic)
+
+    def clear(self) -> None:
+        """Forget everything, and stop what is still being analyzed."""
+        with self.lock:
+            for job in self.jobs.values():
+                job.cancel()
+            self.jobs.clear()
+            self.studies.clear()
+            self.shelf.clear()
+
+
+class House:
+    """All rooms of one server. Safe to use from any thread.
+
+    Parameters
+    ----------
+    settings
+        What the server was told.
+    clock
+        Seconds that only rise; tests pass their own.
+    """
+
+    def __init__(self, settings: WebSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings or WebSettings()
+        self.clock = clock
+        self._lock = threading.RLock()
+        self._rooms: dict[str, Room] = {}
+        self._office: Office | None = None
+
+    @property
+    def office(self) -> Office:
+        """Where scans are analyzed; opened at the first use."""
+        from hemolens.web.jobs import Office
+
+        with self._lock:
+            if self._office is None:
+                self._office = Office(self.settings)
+            return self._office
+
+    def room(self, token: str | None) -> Room:
+        """Return the room of this token, or a new one if there is none; a guessed token opens nothing."""
+        with self._lock:
+            self.sweep()
+            if token is not None and token in self._rooms:
+                return self._rooms[token]
+            if len(self._rooms) >= MAX_ROOMS:
+                oldest = min((r for r in self._rooms.values() if not r.visitors), key=lambda r: r.left, default=None)
+                if oldest is None:
+                    raise MemoryError("too many users")
+                self._close(oldest)
+            room = Room(secrets.token_urlsafe(24), left=self.clock())
+            self._rooms[room.token] = room
+            return room
+
+    def known(self, token: str) -> Room | None:
+        """Return the room of this token, if there is one."""
+        with self._lock:
+            return self._rooms.get(token)
+
+    def enter(self, room: Room) -> None:
+        """Count one more page that is open on the room."""
+        with self._lock:
+            self._rooms.setdefault(room.token, room)
+            room.visitors += 1
+
+    def leave(self, room: Room) -> None:
+        """Count one page less."""
+        with self._lock:
+            room.visitors = max(0, room.visitors - 1)
+            room.left = self.clock()
+
+    def sweep(self) -> int:
+        """Empty the rooms that nobody has been in for `WebSettings.idle_s`; return how many."""
+        with self._lock:
+            now = self.clock()
+            gone = [r for r in self._rooms.values() if not r.visitors and now - r.left > self.settings.idle_s]
+            for room in gone:
+                self._close(room)
+            return len(gone)
+
+    def close(self) -> None:
+        """Empty every room and stop the analyses."""
+        with self._lock:
+            for room in list(self._rooms.values()):
+                self._close(room)
+            if self._office is not None:
+                self._office.close()
+                self._office = None
+
+    def counts(self) -> dict[str, Any]:
+        """Return how many rooms, pages and studies there are."""
+        with self._lock:
+            rooms = self._rooms.values()
+            return {
+                "rooms": len(rooms),
+                "visitors": sum(r.visitors for r in rooms),
+                "studies": sum(len(r.studies) for r in rooms),
+            }
+
+    def _close(self, room: Room) -> None:
+        room.clear()
+        self._rooms.pop(room.token, None)
+
+
+@cache
+def house() -> House:
+    """Return the house of this process; the server sets its `settings` before the first room."""
+    return House()
