@@ -18,6 +18,7 @@ TREE = {
     "OutputError": "HemolensError",
     "ConfigError": "HemolensError",
     "ModelError": "HemolensError",
+    "QueueError": "HemolensError",
     "DivergedError": "HemolensError",
     "DependencyError": "HemolensError",
 }

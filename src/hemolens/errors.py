@@ -10,6 +10,7 @@
     ├── OutputError           the result cannot be written
     ├── ConfigError           a setting is unknown or out of range
     ├── ModelError            weights or their card are missing, damaged or do not fit
+    ├── QueueError            the queue of the PACS service cannot be used
     ├── DivergedError         the loss of a training run became NaN or infinite
     └── DependencyError       an optional part of hemolens is not installed
 
@@ -71,6 +72,10 @@ class ConfigError(HemolensError):
 
 class ModelError(HemolensError):
     """Weights or their card are missing, damaged or do not fit this version."""
+
+
+class QueueError(HemolensError):
+    """The queue of the PACS service cannot be opened, read or written."""
 
 
 class DivergedError(HemolensError):
