@@ -11,10 +11,10 @@ from scipy import ndimage
 
 from hemolens.labels import SUBTYPE_NAMES
 from hemolens.sources.datasets.cases import EDEMA
-from hemolens.training.synthesis import Painted, SynthesisConfig, paint, paint_negatives
+from hemolens.training.synthesis import Painted, SynthesisConfig, _Canvas, paint, paint_negatives
 from hemolens.training.synthesis_bleeds import BONES_DEG, PLANNERS
 from hemolens.training.synthesis_negatives import NEGATIVES
-from hemolens.training.synthesis_shapes import Scene
+from hemolens.training.synthesis_shapes import Plan, Scene
 
 
 def scene(seed: int = 0, side: int = 224, slices: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -132,6 +132,22 @@ def test_neighbors_show_the_same_bleed_less() -> None:
             faint = (painted.images[k].astype(float) - images[k])[own & inside]
             assert faint.mean() > -8
     assert 0.1 < np.mean(ends) < 0.9
+
+
+def test_a_neighbor_that_the_bleed_hardly_touches_is_left_alone() -> None:
+    images, inside = scene()
+    disk = np.hypot(*(np.mgrid[:224, :224] - 112)) < 12
+
+    def thin(_: Scene, scale: float) -> np.ndarray:
+        return disk * np.float32(1.0 if scale > 0.9 else 0.06)
+
+    touched = 0
+    for seed in range(60):
+        canvas = _Canvas(images, np.broadcast_to(inside, images.shape), 1)
+        canvas.add_bleed(Plan(thin, 0.7, (30, 40)), 3, only("intraparenchymal"), np.random.default_rng(seed))
+        assert (canvas.labels[1] > 0).sum() == disk.sum()
+        touched += any((canvas.pictures[k] != images[k]).any() for k in (0, 2))
+    assert 0 < touched < 60
 
 
 def test_a_lone_slice_that_is_repeated_is_painted_alike() -> None:

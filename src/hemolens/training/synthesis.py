@@ -26,6 +26,8 @@ TISSUE_GRAY = 160
 MOSTLY_BONE = 200
 SMALLEST_INSIDE = 0.2
 """Share of the crop below which the inside of the skull is not reliably told (skull base, vertex)."""
+FAINTEST = 0.02
+"""A share of blood below which a pixel shows none."""
 SMALLEST_MM2 = 8.0
 SUBDURAL, INTRAPARENCHYMAL = 1, 3
 """Places in `SUBTYPE_NAMES`."""
@@ -195,7 +197,8 @@ class _Canvas:
         if skull.mean() < SMALLEST_INSIDE:
             return None
         weight = plan.render(self.scene_at(k), float(np.sqrt(max(1 - (off / (half + 0.5)) ** 2, 0.0))))
-        return weight * np.float32(min(cover, 1.0)) if (weight > 0.02).any() else None
+        weight = weight * np.float32(min(cover, 1.0))
+        return weight if (weight > FAINTEST).any() else None
 
     def _blend(self, k: int, weight: Picture, look: _Look) -> None:
         box = _box(weight, margin=int(12 * self.scene.mm) + 4)
@@ -269,7 +272,7 @@ def _tissue(slab: Picture, brain_gray: float) -> tuple[Picture, Picture]:
 
 
 def _box(weight: Picture, margin: int) -> Box:
-    rows, columns = (np.flatnonzero((weight > 0.02).any(axis=a)) for a in (1, 0))
+    rows, columns = (np.flatnonzero((weight > FAINTEST).any(axis=a)) for a in (1, 0))
     return (
         slice(max(int(rows[0]) - margin, 0), int(rows[-1]) + margin + 1),
         slice(max(int(columns[0]) - margin, 0), int(columns[-1]) + margin + 1),
