@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -11,26 +10,10 @@ from typing import Any, Literal
 
 from hemolens.config import from_mapping
 from hemolens.errors import ConfigError
+from hemolens.pacs.security import AllowList, TlsClient, TlsServer
 
-FILE_KEYS = frozenset({"path", "cert", "key", "ca", "token_file", "secret_file", "tokens_file", "profile"})
+FILE_KEYS = frozenset({"path", "certificate", "key", "ca", "client_ca", "token_file", "secret_file"})
 """Settings that name a file or folder: a relative one is taken from the folder of the TOML file."""
-GIB = 1024**3
-
-
-@dataclass(frozen=True)
-class TlsConfig:
-    """Certificates of one end of a connection, PEM files."""
-
-    cert: str = ""
-    """Certificate (chain) that this end shows; empty for none (a client may go without)."""
-    key: str = ""
-    """Its private key."""
-    ca: str = ""
-    """Certificates that the other end must be signed by. A listener with it asks for client certificates."""
-
-    def __post_init__(self) -> None:
-        if bool(self.cert) != bool(self.key):
-            raise ValueError("cert and key go together")
 
 
 @dataclass(frozen=True)
@@ -40,13 +23,11 @@ class ListenerConfig:
     host: str = "127.0.0.1"
     port: int = 11112
     ae_title: str = "HEMOLENS"
-    calling_ae_titles: tuple[str, ...] = ()
-    """AE titles that may call; empty for all."""
-    calling_addresses: tuple[str, ...] = ()
-    """Addresses or networks (``10.1.0.0/16``) that may call; empty for all."""
+    allow: AllowList = field(default_factory=AllowList)
+    """Who may call."""
     require_called_ae_title: bool = True
     """Whether callers must name `ae_title`."""
-    tls: TlsConfig | None = None
+    tls: TlsServer | None = None
     max_pdu: int = 131072
     """Bytes of one PDU."""
     max_associations: int = 16
@@ -58,9 +39,7 @@ class ListenerConfig:
     """Time that one PDU may take to arrive."""
 
     def __post_init__(self) -> None:
-        _check_ae_titles((self.ae_title, *self.calling_ae_titles))
-        for network in self.calling_addresses:
-            ipaddress.ip_network(network, strict=False)
+        _check_ae_titles((self.ae_title,))
         _check_range("port", self.port, 0, 65535)
         _check_range("max_pdu", self.max_pdu, 4096, 16 * 1024**2)
         _check_range("max_associations", self.max_associations, 1, 1000)
@@ -172,7 +151,7 @@ class DicomDestination:
     port: int = 104
     calling_ae_title: str = ""
     """What this end is called; empty for the listener's title."""
-    tls: TlsConfig | None = None
+    tls: TlsClient | None = None
     commitment: bool = False
     """Whether to ask for storage commitment."""
     availability: bool = False
@@ -194,7 +173,7 @@ class WebDestination:
     """Base of its DICOMweb service, such as ``https://pacs/dicom-web``."""
     token_file: str = ""
     """File with a bearer token."""
-    tls: TlsConfig | None = None
+    tls: TlsClient | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -209,8 +188,8 @@ class ApiConfig:
     enabled: bool = True
     host: str = "127.0.0.1"
     port: int = 8642
-    tls: TlsConfig | None = None
-    tokens_file: str = ""
+    tls: TlsServer | None = None
+    token_file: str = ""
     """File with one bearer token a line; needed beyond localhost unless client certificates are asked for."""
     viewer_url: str = ""
     """Link to a study in a viewer; ``{study}`` stands for its UID."""
