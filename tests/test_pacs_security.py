@@ -12,9 +12,10 @@ import trustme
 
 from hemolens.config import from_mapping
 from hemolens.errors import ConfigError
-from hemolens.pacs.config import ApiConfig, ListenerConfig, TlsConfig
 from hemolens.pacs.security import (
     AllowList,
+    TlsClient,
+    TlsServer,
     TokenSet,
     check_dicom_port,
     check_http_port,
@@ -95,24 +96,24 @@ def test_a_secret_file_that_is_not_there_or_no_text_is_one_clear_line(tmp_path: 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "LOCALHOST."])
 def test_hosts_of_this_computer(host: str) -> None:
     assert is_loopback(host)
-    check_dicom_port(ListenerConfig(host=host))
-    check_http_port(ApiConfig(host=host))
+    check_dicom_port(host, AllowList(), None)
+    check_http_port(host, None, None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.1.2.3", "pacs.example", "localhost.example", "128.0.0.1"])
 def test_ports_beyond_this_computer_need_to_know_their_callers(host: str) -> None:
-    one_way = TlsConfig("server.pem", "server.key")
-    both_ways = TlsConfig("server.pem", "server.key", ca="ca.pem")
-    for lists in ({}, {"calling_ae_titles": ("CT1",)}, {"calling_addresses": ("0.0.0.0/0",)}):
+    one_way = TlsServer("server.pem", "server.key")
+    both_ways = TlsServer("server.pem", "server.key", client_ca="ca.pem")
+    for allow in (AllowList(), AllowList(ae_titles=("CT1",)), AllowList(addresses=("0.0.0.0/0",))):
         for tls in (None, one_way):
-            with pytest.raises(ConfigError, match=r"beyond this computer.*calling_addresses"):
-                check_dicom_port(ListenerConfig(host=host, tls=tls, **lists))
-    with pytest.raises(ConfigError, match=r"beyond this computer.*tokens_file"):
-        check_http_port(ApiConfig(host=host, tls=one_way))
-    check_dicom_port(ListenerConfig(host=host, calling_addresses=("10.1.2.0/24",)))
-    check_dicom_port(ListenerConfig(host=host, tls=both_ways))
-    check_http_port(ApiConfig(host=host, tokens_file="tokens"))
-    check_http_port(ApiConfig(host=host, tls=both_ways))
+            with pytest.raises(ConfigError, match=r"beyond this computer.*allow\.addresses"):
+                check_dicom_port(host, allow, tls)
+    with pytest.raises(ConfigError, match=r"beyond this computer.*token_file"):
+        check_http_port(host, None, one_way)
+    check_dicom_port(host, AllowList(addresses=("10.1.2.0/24",)), None)
+    check_dicom_port(host, AllowList(), both_ways)
+    check_http_port(host, "tokens", None)
+    check_http_port(host, None, both_ways)
 
 
 def test_one_open_network_among_the_addresses_opens_everything() -> None:
@@ -200,28 +201,26 @@ def talk(server: ssl.SSLContext, client: ssl.SSLContext, name: str = "127.0.0.1"
 
 
 def test_tls_lets_in_whom_the_hospital_signed_and_nobody_else(papers: dict[str, str]) -> None:
-    server = server_context(TlsConfig(papers["hospital_server"], papers["hospital_server_key"], papers["hospital_ca"]))
+    server = server_context(TlsServer(papers["hospital_server"], papers["hospital_server_key"], papers["hospital_ca"]))
     trusts = papers["hospital_ca"]
-    signed = client_context(TlsConfig(papers["hospital_client"], papers["hospital_client_key"], trusts))
+    signed = client_context(TlsClient(trusts, papers["hospital_client"], papers["hospital_client_key"]))
     assert talk(server, signed) == "hello"
-    assert talk(server, client_context(TlsConfig(ca=trusts))) != "hello"
-    forged = client_context(TlsConfig(papers["stranger_client"], papers["stranger_client_key"], trusts))
+    assert talk(server, client_context(TlsClient(trusts))) != "hello"
+    forged = client_context(TlsClient(trusts, papers["stranger_client"], papers["stranger_client_key"]))
     assert talk(server, forged) != "hello"
 
 
 def test_tls_checks_the_peer_and_its_name(papers: dict[str, str]) -> None:
-    server = server_context(TlsConfig(papers["hospital_server"], papers["hospital_server_key"]))
-    assert talk(server, client_context(TlsConfig(ca=papers["hospital_ca"]))) == "hello"
-    assert talk(server, client_context(TlsConfig(ca=papers["stranger_ca"]))) == "SSLCertVerificationError"
-    assert talk(server, client_context()) == "SSLCertVerificationError"
-    assert (
-        talk(server, client_context(TlsConfig(ca=papers["hospital_ca"])), "pacs.example") == "SSLCertVerificationError"
-    )
+    server = server_context(TlsServer(papers["hospital_server"], papers["hospital_server_key"]))
+    assert talk(server, client_context(TlsClient(papers["hospital_ca"]))) == "hello"
+    assert talk(server, client_context(TlsClient(papers["stranger_ca"]))) == "SSLCertVerificationError"
+    assert talk(server, client_context(TlsClient())) == "SSLCertVerificationError"
+    assert talk(server, client_context(TlsClient(papers["hospital_ca"])), "pacs.example") == "SSLCertVerificationError"
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_tls_speaks_nothing_older_than_1_2(papers: dict[str, str]) -> None:
-    server = server_context(TlsConfig(papers["hospital_server"], papers["hospital_server_key"]))
+    server = server_context(TlsServer(papers["hospital_server"], papers["hospital_server_key"]))
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.load_verify_locations(papers["hospital_ca"])
     old.set_ciphers("DEFAULT:@SECLEVEL=0")
@@ -234,16 +233,14 @@ def test_tls_speaks_nothing_older_than_1_2(papers: dict[str, str]) -> None:
 
 def test_tls_files_that_do_not_fit_are_one_clear_line(papers: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="belongs to the key"):
-        server_context(TlsConfig(papers["hospital_server"], papers["hospital_client_key"]))
+        server_context(TlsServer(papers["hospital_server"], papers["hospital_client_key"]))
     with pytest.raises(ConfigError, match=r"none\.pem: cannot be read"):
-        server_context(TlsConfig(str(tmp_path / "none.pem"), papers["hospital_server_key"]))
+        server_context(TlsServer(str(tmp_path / "none.pem"), papers["hospital_server_key"]))
     (tmp_path / "empty.pem").write_text("")
     with pytest.raises(ConfigError, match="holds no PEM certificate"):
-        client_context(TlsConfig(ca=str(tmp_path / "empty.pem")))
-    with pytest.raises(ConfigError, match="needs a certificate"):
-        server_context(TlsConfig(ca=papers["hospital_ca"]))
+        client_context(TlsClient(str(tmp_path / "empty.pem")))
     with pytest.raises(ConfigError, match="go together"):
-        from_mapping(TlsConfig, {"cert": "a.pem"}, "peer.tls")
+        from_mapping(TlsClient, {"certificate": "a.pem"}, "peer.tls")
 
 
 def test_a_key_with_a_passphrase_is_refused_and_never_asked_for(papers: dict[str, str], tmp_path: Path) -> None:
@@ -257,4 +254,4 @@ def test_a_key_with_a_passphrase_is_refused_and_never_asked_for(papers: dict[str
     )
     (tmp_path / "locked.key").write_bytes(locked)
     with pytest.raises(ConfigError, match="without a passphrase"):
-        server_context(TlsConfig(papers["hospital_server"], str(tmp_path / "locked.key")))
+        server_context(TlsServer(papers["hospital_server"], str(tmp_path / "locked.key")))

@@ -17,11 +17,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemolens.errors import ConfigError
-from hemolens.pacs.config import ApiConfig, ListenerConfig, TlsConfig
 
 SHORTEST_SECRET = 24
 """Characters of a token or signing key; `secrets.token_urlsafe(32)` gives 43."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True)
+class TlsServer:
+    """How a port of hemolens shows who it is, and whom it asks for a certificate."""
+
+    certificate: str
+    """PEM file: the certificate, and those between it and its root."""
+    key: str
+    """PEM file: the private key, without a passphrase."""
+    client_ca: str | None = None
+    """PEM file: only callers with a certificate signed by one of these may connect. None: callers show none."""
+
+
+@dataclass(frozen=True)
+class TlsClient:
+    """How hemolens knows a peer that it calls, and shows who it is."""
+
+    ca: str | None = None
+    """PEM file of the roots that may sign the peer's certificate; None for those of the system."""
+    certificate: str | None = None
+    """PEM file: the certificate that hemolens shows."""
+    key: str | None = None
+    """PEM file: its private key, without a passphrase."""
+    server_name: str | None = None
+    """Name in the peer's certificate, where it is not the host that is called."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together: give both or neither")
 
 
 @dataclass(frozen=True)
@@ -168,70 +197,57 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def allow_list(listener: ListenerConfig) -> AllowList:
-    """Return which callers the settings of the DICOM port take."""
-    return AllowList(listener.calling_ae_titles, listener.calling_addresses)
-
-
-def check_dicom_port(listener: ListenerConfig) -> None:
+def check_dicom_port(host: str, allow: AllowList, tls: TlsServer | None) -> None:
     """Refuse a DICOM port that strangers could reach.
 
     Raises
     ------
     ConfigError
-        If its host is more than this computer and neither client certificates nor addresses say who may call.
+        If `host` is more than this computer and neither client certificates nor addresses say who may call.
     """
-    if is_loopback(listener.host) or _asks_for_certificates(listener.tls) or allow_list(listener).narrows:
+    if is_loopback(host) or (tls is not None and tls.client_ca) or allow.narrows:
         return
     raise ConfigError(
-        f"listener.host: {listener.host!r} is reached from beyond this computer. Say who may call: set "
-        "listener.calling_addresses, or listener.tls with ca; AE titles alone can be made up. Or listen on 127.0.0.1."
+        f"listener.host: {host} is reached from beyond this computer. Say who may call: set allow.addresses, or tls "
+        "with client_ca; AE titles alone can be made up. Or listen on 127.0.0.1."
     )
 
 
-def check_http_port(api: ApiConfig) -> None:
+def check_http_port(host: str, token_file: str | None, tls: TlsServer | None) -> None:
     """Refuse an HTTP port that strangers could reach.
 
     Raises
     ------
     ConfigError
-        If its host is more than this computer and neither client certificates nor tokens say who may call.
+        If `host` is more than this computer and neither client certificates nor tokens say who may call.
     """
-    if is_loopback(api.host) or _asks_for_certificates(api.tls) or api.tokens_file:
+    if is_loopback(host) or (tls is not None and tls.client_ca) or token_file:
         return
     raise ConfigError(
-        f"api.host: {api.host!r} is reached from beyond this computer. Say who may call: set api.tokens_file, or "
-        "api.tls with ca. Or listen on 127.0.0.1."
+        f"api.host: {host} is reached from beyond this computer. Say who may call: set api.token_file, or tls with "
+        "client_ca. Or listen on 127.0.0.1."
     )
 
 
-def _asks_for_certificates(tls: TlsConfig | None) -> bool:
-    return tls is not None and bool(tls.cert and tls.ca)
-
-
-def server_context(tls: TlsConfig) -> ssl.SSLContext:
-    """Return the TLS of a port: 1.2 or later, as BCP 195 and PS3.15 B.9 ask; with `ca` callers must show a certificate.
+def server_context(tls: TlsServer) -> ssl.SSLContext:
+    """Return the TLS of a port: 1.2 or later, as BCP 195 and PS3.15 B.9 ask; with `client_ca` callers must show theirs.
 
     Raises
     ------
     ConfigError
-        If there is no certificate, a file cannot be read, or certificate and key do not belong together.
+        If a file cannot be read, or certificate and key do not belong together.
     """
-    if not tls.cert:
-        raise ConfigError("tls: a port needs a certificate. Set tls.cert and tls.key, or leave tls out.")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context)
-    _show(context, tls.cert, tls.key)
-    if tls.ca:
-        _trust(context, tls.ca)
+    _show(context, tls.certificate, tls.key)
+    if tls.client_ca is not None:
+        _trust(context, tls.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
-def client_context(tls: TlsConfig | None = None) -> ssl.SSLContext:
+def client_context(tls: TlsClient) -> ssl.SSLContext:
     """Return the TLS of a call to a peer: 1.2 or later; the peer's certificate and its name are always checked.
-
-    Without `ca` the roots of the system may sign the peer's certificate.
 
     Raises
     ------
@@ -240,12 +256,12 @@ def client_context(tls: TlsConfig | None = None) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _harden(context)
-    if tls is not None and tls.ca:
-        _trust(context, tls.ca)
-    else:
+    if tls.ca is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    if tls is not None and tls.cert:
-        _show(context, tls.cert, tls.key)
+    else:
+        _trust(context, tls.ca)
+    if tls.certificate is not None and tls.key is not None:
+        _show(context, tls.certificate, tls.key)
     return context
 
 
