@@ -241,6 +241,9 @@ class Queue(Protocol):
     def instances(self, series_uid: str) -> list[Instance]:
         """Return the instances of a series, ordered by UID."""
 
+    def known_paths(self) -> set[str]:
+        """Return where all kept instances lie."""
+
     def series(self, series_uid: str) -> Series | None:
         """Return a series."""
 
@@ -286,14 +289,17 @@ class Queue(Protocol):
     def claim_deliveries(self, destination: str, lease_s: float, limit: int) -> list[Delivery]:
         """Lease what is due for one destination, oldest first."""
 
-    def finish_delivery(self, delivery: Delivery, transaction: str = "") -> bool:
-        """Record that the peer has it; False if the lease was lost and it is recorded already."""
+    def finish_delivery(self, delivery: Delivery) -> bool:
+        """Record that the peer has it; False if it is recorded already."""
 
     def fail_delivery(self, delivery: Delivery, error: str, *, retry_in_s: float | None, dead: bool = False) -> bool:
         """Record a failure: try again later, or never."""
 
     def deliveries(self, job_id: str | None = None, state: DeliveryState | None = None) -> list[Delivery]:
         """Return deliveries of a job or in a state."""
+
+    def claim_commitments(self, destination: str, transaction: str, wait_s: float, limit: int) -> list[Delivery]:
+        """Put what a peer has not committed to keep under a transaction UID; it is asked again after `wait_s`."""
 
     def commit(self, transaction: str, sop_uid: str, problem: str = "") -> bool:
         """Record the peer's answer to a request for storage commitment; a problem puts it back into the queue."""

@@ -106,9 +106,9 @@ class SqlQueue:
                 *(received.kind, received.received),
             )
             cursor.run(
-                "UPDATE series SET state = 'receiving', reason = '', received_last = ?, acquired = COALESCE(acquired, ?), "
-                "instances = (SELECT COUNT(*) FROM instances i WHERE i.series_uid = series.series_uid) "
-                "WHERE series_uid = ?",
+                "UPDATE series SET state = 'receiving', reason = '', received_last = ?, "
+                "acquired = COALESCE(acquired, ?), instances = "
+                "(SELECT COUNT(*) FROM instances i WHERE i.series_uid = series.series_uid) WHERE series_uid = ?",
                 *(received.received, received.acquired, received.series_uid),
             )
             return Kept.NEW
@@ -133,6 +133,11 @@ class SqlQueue:
         with self._database.transaction() as cursor:
             rows = cursor.rows(f"{INSTANCES} WHERE series_uid = ? ORDER BY sop_uid", series_uid)
         return [_instance(row) for row in rows]
+
+    def known_paths(self) -> set[str]:
+        """Return where all kept instances lie."""
+        with self._database.transaction() as cursor:
+            return {row[0] for row in cursor.rows("SELECT path FROM instances")}
 
     def series(self, series_uid: str) -> Series | None:
         """Return a series."""
@@ -275,13 +280,13 @@ class SqlQueue:
                 )
             return [_delivery(cursor.rows(f"{DELIVERIES} WHERE id = ?", row[0])[0]) for row in rows]
 
-    def finish_delivery(self, delivery: Delivery, transaction: str = "") -> bool:
-        """Record that the peer has it."""
+    def finish_delivery(self, delivery: Delivery) -> bool:
+        """Record that the peer has it; False if it is recorded already."""
         with self._database.transaction() as cursor:
             done = cursor.run(
-                "UPDATE deliveries SET state = 'done', error = '', finished = ?, lease_until = NULL, "
-                "transaction_uid = ? WHERE id = ? AND state = 'sending'",
-                *(self.now(), transaction, delivery.id),
+                "UPDATE deliveries SET state = 'done', error = '', finished = ?, lease_until = NULL "
+                "WHERE id = ? AND state = 'sending'",
+                *(self.now(), delivery.id),
             )
             if done:
                 self._tell(cursor, "delivery.done", delivery.job_id, f"sent to {delivery.destination}")
@@ -309,6 +314,22 @@ class SqlQueue:
                 *(job_id or "", job_id or "", state or "", state or ""),
             )
         return [_delivery(row) for row in rows]
+
+    def claim_commitments(self, destination: str, transaction: str, wait_s: float, limit: int) -> list[Delivery]:
+        """Put what a peer has not committed to keep under a transaction UID; it is asked again after `wait_s`."""
+        with self._database.transaction() as cursor:
+            now = self.now()
+            rows = cursor.rows(
+                f"{DELIVERIES} WHERE destination = ? AND state = 'done' AND committed IS NULL AND "
+                f"(lease_until IS NULL OR lease_until < ?) ORDER BY created LIMIT ?{self._database.skip_locked}",
+                *(destination, now, limit),
+            )
+            for row in rows:
+                cursor.run(
+                    "UPDATE deliveries SET transaction_uid = ?, lease_until = ? WHERE id = ?",
+                    *(transaction, now + wait_s, row[0]),
+                )
+            return [_delivery(cursor.rows(f"{DELIVERIES} WHERE id = ?", row[0])[0]) for row in rows]
 
     def commit(self, transaction: str, sop_uid: str, problem: str = "") -> bool:
         """Record the peer's answer to a request for storage commitment."""
