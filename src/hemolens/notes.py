@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "not_axial": "slices are far from axial; the model saw axial slices only",
     "modality": "values do not look like CT",
     "no_dicom_results": "the source's headers allow no DICOM SEG and SR; all other results are complete",
+    "corrected": "a person changed the outlines; lesions and volumes are those of the corrected mask",
 }
 """Code → what it means, in general words. A note's own message says it for the scan at hand."""
 

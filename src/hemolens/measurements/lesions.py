@@ -80,9 +80,15 @@ def find_lesions(volume: Volume, prediction: Prediction) -> tuple[LabelMap, tupl
     patches = find_patches(np.where(blood, voted, 0).astype(np.uint8), volume.stack, scale)
     subtypes = _subtypes(volume, prediction, patches, scale)
     label_map = LabelMap(patches.paint(subtypes).astype(np.uint8), volume)
+    return label_map, measure_lesions(label_map, prediction)
+
+
+def measure_lesions(label_map: LabelMap, prediction: Prediction) -> tuple[Lesion, ...]:
+    """Measure every lesion of a label map, whoever outlined it; confidence is what the network says of its voxels."""
+    scale = Scale.of(label_map.volume)
     numbers = number_lesions(label_map)
     boxes = ndimage.find_objects(numbers)
-    return label_map, tuple(
+    return tuple(
         _measure(i, _voxels(numbers, i, box), label_map, prediction, scale) for i, box in enumerate(boxes, start=1)
     )
 

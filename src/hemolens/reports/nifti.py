@@ -89,6 +89,21 @@ def map_files(volume: Volume, values: NDArray[np.float32], name: str) -> dict[st
     return {f"{name}.nii.gz": _nifti(values, volume)}
 
 
+def scan_file(volume: Volume) -> bytes:
+    """Return a scan itself as gzipped NIfTI in whole Hounsfield units, on the grid of `mask_files`.
+
+    Raises
+    ------
+    GeometryError
+        If no single affine describes it.
+    InputError
+        If it has no geometry.
+    """
+    _ = volume.affine
+    limits = np.iinfo(np.int16)
+    return _nifti(np.rint(volume.hu).clip(limits.min, limits.max).astype(np.int16), volume)
+
+
 def picture_names(volume: Volume) -> list[str]:
     """Return for each slice the name of its PNG, without ending: that of its source, made unique where needed."""
     stems = [_safe(Path(volume.slice_label(k)).stem) or f"{k:03d}" for k in range(len(volume))]
@@ -131,12 +146,12 @@ def file_affine(volume: Volume) -> NDArray[np.float64]:
 
 
 def _nifti(array: NDArray[Any], volume: Volume) -> bytes:
-    """Return a gzipped NIfTI; floats are stored as scaled int16."""
+    """Return a gzipped NIfTI; floats are stored as scaled int16, int16 as it is."""
     data = file_order(array, volume)
     image_class: Any = nib.Nifti1Image
     image = image_class(np.ascontiguousarray(data), None)
     header = image.header
-    header.set_data_dtype(np.int16 if array.dtype.kind == "f" else np.uint8)
+    header.set_data_dtype(np.uint8 if array.dtype.kind == "u" else np.int16)
     header.set_xyzt_units("mm")
     if volume.require_stack().is_regular:
         _set_forms(header, file_affine(volume), volume)

@@ -208,8 +208,14 @@ def _grouped(images: Sequence[str], rows: Mapping[str, Mapping[str, str]]) -> li
         told = rows.get(file, {}).get("patient", "")
         patient = told or (stem(path) if folder == "." and _is_nifti(path) else folder if folder != "." else path.stem)
         study = stem(path) if _is_nifti(path) and (told or folder != ".") else ""
-        scans.setdefault((patient.replace("/", "-").replace("#", "-"), study), []).append(file)
+        if told and folder != "." and not _is_nifti(path):  # each folder of pictures is a scan of its own
+            study = folder
+        scans.setdefault((_safe(patient), _safe(study)), []).append(file)
     return [(p, s, sorted(f, key=natural_key)) for (p, s), f in sorted(scans.items())]
+
+
+def _safe(name: str) -> str:
+    return name.replace("/", "-").replace("#", "-")
 
 
 def _records(
