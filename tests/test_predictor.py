@@ -159,7 +159,7 @@ def test_subtypes_stay_in_the_slice_of_their_blood(flip: bool) -> None:
     gray = np.zeros((n, size, size), np.uint8)
     prepared = Prepared(
         gray, gray == 0, np.stack([gray] * 3, axis=1), Orientation(flip_slices=flip), Crop(0, 0, size, size, size),
-        (n, size, size),
+        (n, size, size), np.arange(n) * 5.0,
     )  # fmt: skip
     blood, subtypes = np.zeros((n, size, size), np.float32), np.zeros((n, 5, size, size), np.float32)
     for k, kind in ((0, 1), (1, 4)):  # off the middle, so that a wrong order cannot look right

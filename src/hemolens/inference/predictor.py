@@ -13,6 +13,7 @@ from hemolens.inference.calibrate import logit, sigmoid
 from hemolens.inference.prediction import Prediction
 from hemolens.inference.registry import Model
 from hemolens.inference.runtime import Float, Runtime, open_runtime
+from hemolens.inference.support import doubt_unsupported
 from hemolens.inference.windows import Averaged, pieces, stacks, windows
 from hemolens.preprocessing.pipeline import Prepared, prepare
 from hemolens.volume import Volume
@@ -108,6 +109,8 @@ class Predictor:
         mask = answer.get("mask")
         if mask is not None:
             mask[:, 0] *= prepared.gates
+            wanted = self.model.preprocess
+            mask[:, 0] = doubt_unsupported(mask[:, 0], prepared.offsets_mm, wanted.context_mm, wanted.neighbor_support)
         return Scores(
             None if mask is None else mask[:, 0],
             mask[:, 1:] if mask is not None and mask.shape[1] > 1 else None,

@@ -40,12 +40,17 @@ class PreprocessConfig:
     """Take blood outside the skull for what it is: outside."""
     mirror: bool = True
     """Average the network's answer with that to the mirror image."""
+    neighbor_support: float = 0.0
+    """How much blood is doubted that the slices above and below do not show, see `hemolens.inference.support`; 0 for
+    not at all."""
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:
             raise ValueError("size must be a positive multiple of 32")
         if not self.context_mm > 0:
             raise ValueError("context_mm must be positive")
+        if not 0 <= self.neighbor_support <= 2:
+            raise ValueError("neighbor_support must be from 0 to 2")
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ class Prepared:
         What the network sees for each slice: below, the slice, above; uint8, shape ``(slices, 3, size, size)``.
     orientation, crop, shape
         The steps taken, and the source's shape.
+    offsets_mm
+        Where each slice lies along the body, in the network's order.
     step
         Every how many slices lie about ``context_mm`` apart: 1 for thick slices, 5 for slices of 1 mm.
     """
@@ -115,6 +122,7 @@ class Prepared:
     orientation: Orientation
     crop: Crop
     shape: tuple[int, int, int]
+    offsets_mm: NDArray[np.float64]
     step: int = 1
 
     def restore(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -147,7 +155,7 @@ def prepare(volume: Volume, config: PreprocessConfig) -> Prepared:
     offsets = _offsets(volume.stack, len(volume), orientation, config.context_mm)
     seen = contexts(crops, offsets, config.context_mm)
     step = slice_step(offsets, config.context_mm)
-    return Prepared(crops, gates, seen, orientation, crop, volume.shape, step)
+    return Prepared(crops, gates, seen, orientation, crop, volume.shape, offsets, step)
 
 
 def choose_crop(gray: NDArray[np.uint8], pixel_aspect: float, config: PreprocessConfig) -> Crop:
