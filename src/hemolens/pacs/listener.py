@@ -223,6 +223,8 @@ def keep(queue: Queue, spool: Spool, header: Header, content: bytes, digest: str
         acquired=header.acquired,
     )
     kept = queue.keep(received)
+    if kept is Kept.NEW and not spool.has(path):  # it lay there from before and was purged in this moment
+        spool.store(path, content)
     if kept is Kept.CONFLICT and not stored.conflict:
         known = queue.instance_kept(header.sop_uid)
         if known is None or known.path != path:

@@ -6,7 +6,7 @@ with a salt that the queue keeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -329,8 +329,18 @@ class Queue(Protocol):
     def purgeable(self, before: float) -> list[Series]:
         """Return the series last touched before a time that owe nothing: ignored, failed, or delivered everywhere."""
 
-    def expire(self, series_uid: str, seen: int) -> list[str] | None:
-        """Forget the instances of a series; return their paths and those of its results, None if it changed since."""
+    def expire(self, series_uid: str, seen: int, bury: Callable[[], None]) -> list[str] | None:
+        """Forget the instances of a series; return the ids of its jobs, None if it changed since.
+
+        Parameters
+        ----------
+        series_uid
+            The series.
+        seen
+            How many instances it had when it was found purgeable.
+        bury
+            Takes its files away; called before the rows are gone for others, so that none sees a row's file vanish.
+        """
 
 
 def open_queue(url: str) -> Queue:

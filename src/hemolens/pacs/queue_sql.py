@@ -434,18 +434,19 @@ class SqlQueue:
             )
         return [_series(row) for row in rows]
 
-    def expire(self, series_uid: str, seen: int) -> list[str] | None:
-        """Forget the instances of a series; return their paths, None if it changed since."""
+    def expire(self, series_uid: str, seen: int, bury: Callable[[], None]) -> list[str] | None:
+        """Forget the instances of a series; return the ids of its jobs, None if it changed since."""
         with self._database.transaction() as cursor:
             rows = cursor.rows(f"{SERIES} WHERE series_uid = ?{self._database.lock}", series_uid)
             series = _series(rows[0]) if rows else None
             if series is None or series.state is SeriesState.RECEIVING or series.instances != seen:
                 return None
-            paths = [row[0] for row in cursor.rows("SELECT path FROM instances WHERE series_uid = ?", series_uid)]
-            cursor.run("DELETE FROM instances WHERE series_uid = ?", series_uid)
+            gone = cursor.run("DELETE FROM instances WHERE series_uid = ?", series_uid)
             cursor.run("UPDATE series SET state = 'expired' WHERE series_uid = ?", series_uid)
-            self._tell(cursor, "series.expired", series_uid, f"{len(paths)} instances purged")
-            return paths
+            self._tell(cursor, "series.expired", series_uid, f"{gone} instances purged")
+            jobs = [row[0] for row in cursor.rows("SELECT id FROM jobs WHERE series_uid = ?", series_uid)]
+            bury()
+            return jobs
 
     def _tell(self, cursor: Cursor, kind: str, subject: str, message: str) -> None:
         cursor.run(

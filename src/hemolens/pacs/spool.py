@@ -5,6 +5,7 @@
     incoming/<study>/<series>/<instance>.dcm    names are hashes of UIDs
     aside/<instance>-<contents>.dcm             other contents under a UID that is taken
     results/<job>/<attempt>/                    what `hemolens analyze` writes
+    trash/                                      what is being purged
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hemolens.errors import OutputError
 
-INCOMING, ASIDE, RESULTS = "incoming", "aside", "results"
+INCOMING, ASIDE, RESULTS, TRASH = "incoming", "aside", "results", "trash"
 PART = ".part"
 STALE_PART_S = 3600.0
 """Age after which a half-written file is no longer another process's work."""
@@ -78,7 +79,7 @@ class Spool:
         self._measured = 0.0
         self._measuring = 0.0
         try:
-            for name in (INCOMING, ASIDE, RESULTS):
+            for name in (INCOMING, ASIDE, RESULTS, TRASH):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _refused(self.root, error) from error
@@ -205,16 +206,41 @@ class Spool:
         """Return the folder of a job's attempts."""
         return self.root / RESULTS / job_id
 
-    def remove(self, paths: Iterable[str]) -> None:
-        """Remove instances, and the folders that are empty then."""
-        folders = set()
-        for path in paths:
-            (self.root / path).unlink(missing_ok=True)
-            folders.add((self.root / path).parent)
-        for folder in folders:
-            with contextlib.suppress(OSError):  # another instance has come, or another process was faster
-                folder.rmdir()
-                folder.parent.rmdir()
+    def bury(self, series_folder: str) -> None:
+        """Take the instances of a series away at one stroke; `empty_trash` removes them, `unbury` brings them back."""
+        source, target = self.root / series_folder, self._grave(series_folder)
+        target = target.with_name(f"{target.name}__{secrets.token_hex(4)}")
+        if source.exists():
+            source.rename(target)
+
+    def empty_trash(self, series_folder: str) -> None:
+        """Remove what was buried of a series."""
+        grave = self._grave(series_folder)
+        for buried in grave.parent.glob(f"{grave.name}__*"):
+            shutil.rmtree(buried, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other series of the study are there
+            (self.root / series_folder).parent.rmdir()
+
+    def _grave(self, series_folder: str) -> Path:
+        return self.root / TRASH / "__".join(Path(series_folder).parts[1:])
+
+    def unbury(self, known: Collection[str]) -> int:
+        """Bring back what was taken away by a process that died before the queue forgot it; remove the rest."""
+        restored = 0
+        for grave in sorted((self.root / TRASH).glob("*__*__*")):
+            study, series, _ = grave.name.split("__")
+            for file in sorted(grave.iterdir()):
+                path = f"{INCOMING}/{study}/{series}/{file.name}"
+                if path in known and not (self.root / path).exists():
+                    (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+                    os.link(file, self.root / path)
+                    restored += 1
+            shutil.rmtree(grave, ignore_errors=True)
+        return restored
+
+    def has(self, path: str) -> bool:
+        """Whether a file lies here."""
+        return (self.root / path).exists()
 
     def remove_results(self, job_id: str) -> None:
         """Remove what was written for a job."""
