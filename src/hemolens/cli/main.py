@@ -24,8 +24,10 @@ from hemolens.cli.doctor import doctor
 from hemolens.cli.evaluate import evaluate
 from hemolens.cli.explain import explain
 from hemolens.cli.models import models
+from hemolens.cli.pacs import pacs
 from hemolens.cli.train import train
 from hemolens.cli.tune import tune
+from hemolens.cli.web import web
 from hemolens.errors import ConfigError, HemolensError
 
 HELP = """Find, classify, outline and measure intracranial hemorrhage on head CT.
@@ -43,12 +45,14 @@ app = typer.Typer(
 )
 app.command()(analyze)
 app.add_typer(models, name="models")
+app.add_typer(pacs, name="pacs")
 app.add_typer(data, name="data")
 app.command()(doctor)
 app.command()(evaluate)
 app.command()(explain)
 app.command()(train)
 app.command()(tune)
+app.command()(web)
 
 # Typer says which exceptions mean wrong usage only through the base of this one.
 TyperUsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -11,11 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hemolens.errors import InputError
+
 if TYPE_CHECKING:
     from hemolens.web.jobs import Job, Office
     from hemolens.web.session import Study
+    from hemolens.web.uploads import Batch
 
 GIB = 2**30
+MAX_BATCHES = 4
+"""Uploads that one browser may have open at once."""
 MAX_ROOMS = 200
 """Rooms beyond this are refused: memory is not without end."""
 
@@ -37,8 +42,25 @@ class WebSettings:
     max_upload_bytes: int = 4 * GIB
     max_studies: int = 12
     """Open at once in one browser."""
+    cookie: str = "hemolens_room"
+    """Name of the cookie that tells which room a browser has."""
     idle_s: float = 600.0
     """A room that no browser has been in for so long is emptied."""
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """Something that a viewer may fetch; made when it does."""
+
+    media_type: str
+    make: Callable[[], bytes]
+    packed: bool = False
+    """Whether the bytes are gzipped."""
+    digest: str = ""
+    source: object = None
+    """What the bytes are made of; the same object gives the same bytes."""
+    present: tuple[int, ...] = ()
+    """Labels that occur in it."""
 
 
 @dataclass(eq=False)
@@ -50,14 +72,41 @@ class Room:
     studies: dict[str, Study] = field(default_factory=dict)
     """In the order they were opened."""
     jobs: dict[str, Job] = field(default_factory=dict)
-    shelf: dict[str, tuple[str, bytes]] = field(default_factory=dict)
-    """What the viewers of this room fetch: name to media type and bytes."""
+    shelf: dict[str, Shelved] = field(default_factory=dict)
+    """What the viewers of this room may fetch, by name."""
+    batches: dict[str, Batch] = field(default_factory=dict)
+    """Files that are being dropped, and those that no analysis has taken yet."""
     visitors: int = 0
     left: float = field(default_factory=time.monotonic)
+
+    def batch(self, key: str, limit: int) -> Batch:
+        """Return the batch of this key, or a new one that may hold `limit` bytes.
+
+        Raises
+        ------
+        InputError
+            If too many are open.
+        """
+        from hemolens.web.uploads import Batch
+
+        with self.lock:
+            if key not in self.batches:
+                if len(self.batches) >= MAX_BATCHES:
+                    raise InputError("upload", f"{MAX_BATCHES} uploads are open", "Wait for them, or reload the page.")
+                self.batches[key] = Batch.new(limit)
+            return self.batches[key]
+
+    def take_batch(self, key: str) -> Batch | None:
+        """Return a batch and hold it no more."""
+        with self.lock:
+            return self.batches.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything, and stop what is still being analyzed."""
         with self.lock:
+            for batch in self.batches.values():
+                batch.delete()
+            self.batches.clear()
             for job in self.jobs.values():
                 job.cancel()
             self.jobs.clear()
@@ -102,7 +151,7 @@ class House:
             if len(self._rooms) >= MAX_ROOMS:
                 oldest = min((r for r in self._rooms.values() if not r.visitors), key=lambda r: r.left, default=None)
                 if oldest is None:
-                    raise MemoryError("too many users")
+                    raise InputError("this server", f"has {MAX_ROOMS} users already", "Try again later.")
                 self._close(oldest)
             room = Room(secrets.token_urlsafe(24), left=self.clock())
             self._rooms[room.token] = room

@@ -117,6 +117,17 @@ def room(state: State) -> Room:
     return found
 
 
+def enter(state: State, token: str | None) -> bool:
+    """Take this page into the room that the browser's cookie names; False if there is no such room any more."""
+    if ROOM in state:
+        return True
+    found = house().known(token) if token else house().room(None)
+    if found is None:
+        return False
+    state[ROOM] = found
+    return True
+
+
 def studies(state: State) -> tuple[Study, ...]:
     """Return the open studies, in the order they were opened."""
     mine = room(state)
