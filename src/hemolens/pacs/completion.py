@@ -8,7 +8,6 @@ from typing import Any
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
-from hemolens.inference.registry import load_model
 from hemolens.pacs.config import DicomDestination, PacsConfig
 from hemolens.pacs.guard import no_delay
 from hemolens.pacs.queue import InstanceKind, Job, Queue, Series, SeriesState
@@ -29,6 +28,8 @@ def model_key(config: PacsConfig) -> str:
     ModelError
         If the model cannot be loaded.
     """
+    from hemolens.inference.registry import load_model
+
     model = load_model(config.worker.model or None)
     return f"{model.name}-{model.sha256[:12]}"
 

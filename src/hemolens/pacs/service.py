@@ -1,4 +1,7 @@
-"""The supervisor: starts each part as a process of its own, and starts it again when it dies."""
+"""The supervisor: starts each part as a process of its own, and starts it again when it dies.
+
+Each part loads only what it needs, so that it is back soon.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,12 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from hemolens.errors import ConfigError, HemolensError, QueueError
-from hemolens.pacs.completion import Completion, model_key
 from hemolens.pacs.config import PacsConfig
-from hemolens.pacs.listener import Listener
 from hemolens.pacs.logs import log_to_stderr
 from hemolens.pacs.queue import open_queue
 from hemolens.pacs.retention import purge, recover
 from hemolens.pacs.security import check_dicom_port, check_http_port
-from hemolens.pacs.sender import Courier
 from hemolens.pacs.spool import Spool
-from hemolens.pacs.webhook import run_webhook
-from hemolens.pacs.worker import make_tools, work
 
 LOGGER = logging.getLogger("hemolens.pacs.service")
 LOOK_S = 0.2
@@ -97,6 +95,8 @@ def check(config: PacsConfig) -> None:
     HemolensError
         If it cannot.
     """
+    from hemolens.pacs.completion import model_key
+
     check_dicom_port(config.listener.host, config.listener.allow, config.listener.tls)
     _check_free("listener", config.listener.host, config.listener.port)
     if config.api.enabled:
@@ -200,6 +200,8 @@ def _spool(config: PacsConfig) -> Spool:
 
 def run_listener(config: PacsConfig, stop: threading.Event) -> None:
     """Take instances."""
+    from hemolens.pacs.listener import Listener
+
     with closing(open_queue(config.queue_url)) as queue:
         listener = Listener(config, queue, _spool(config))
         listener.start()
@@ -210,6 +212,8 @@ def run_listener(config: PacsConfig, stop: threading.Event) -> None:
 
 def run_worker(config: PacsConfig, stop: threading.Event) -> None:
     """Analyze."""
+    from hemolens.pacs.worker import make_tools, work
+
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     with closing(open_queue(config.queue_url)) as queue:
         work(make_tools(config, queue, _spool(config), name), stop)
@@ -217,6 +221,9 @@ def run_worker(config: PacsConfig, stop: threading.Event) -> None:
 
 def run_sender(config: PacsConfig, stop: threading.Event) -> None:
     """Complete series, send results, call the webhook and purge: each in a thread."""
+    from hemolens.pacs.sender import Courier
+    from hemolens.pacs.webhook import run_webhook
+
     tasks: dict[str, Callable[[], None]] = {
         "completion": lambda: run_completion(config, stop),
         "retention": lambda: run_retention(config, stop),
@@ -264,6 +271,8 @@ def run_together(tasks: Mapping[str, Callable[[], None]], stop: threading.Event)
 
 def run_completion(config: PacsConfig, stop: threading.Event) -> None:
     """Look for complete series until told to stop."""
+    from hemolens.pacs.completion import Completion, model_key
+
     with closing(open_queue(config.queue_url)) as queue:
         completion = Completion(config, queue, model_key(config))
         while not stop.wait(config.completion.interval_s):
