@@ -12,6 +12,7 @@ from pathlib import Path
 from hemolens.inference.prediction import Prediction
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import load_model
+from hemolens.measurements.edema import add_edema
 from hemolens.measurements.findings import Findings, build_findings
 from hemolens.measurements.lesions import find_lesions
 from hemolens.measurements.quality import assess
@@ -137,6 +138,7 @@ def analyze(
         prediction = predictor.finish(prepared, predictor.run(prepared, lambda fraction: tell("infer", fraction)))
     with _stage("measure", timing, tell):
         label_map, lesions = find_lesions(volume, prediction)
+        label_map = add_edema(label_map, prediction)
         notes = (*volume.notes, *assess(volume), *origin_notes(volume))
     findings = build_findings(volume, prediction, label_map, lesions, notes, timing, datetime.now(UTC))
     return Result(volume, prediction, label_map, findings)

@@ -38,6 +38,10 @@ FINDING_NAMES: tuple[str, ...] = ("any", *SUBTYPE_NAMES)
 """What a slice or a study is scored for."""
 
 
+EDEMA = Subtype("edema", 7, "Perihematomal edema", "PHE", "2032001", (190, 120, 255))
+"""Swelling around a bleed: no hemorrhage, and in no total of blood. Its code is that of cerebral edema."""
+
+
 def subtype_at(index: int) -> Subtype:
     """Return the subtype whose label-map value is `index` (1 to 5).
 

@@ -175,6 +175,8 @@ class LabelMap:
         uint8, shape of the volume; 0 is background, 1 to 5 are `hemolens.labels.SUBTYPES`.
     volume
         The scan that it belongs to.
+    edema
+        Where perihematomal edema is, bool, same shape; never where blood is. None where nobody looked for it.
 
     Raises
     ------
@@ -184,14 +186,16 @@ class LabelMap:
 
     labels: NDArray[np.uint8]
     volume: Volume
+    edema: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        if self.labels.shape != self.volume.shape:
-            raise InputError(
-                self.volume.source.path_or_uid,
-                f"a mask of shape {self.labels.shape} cannot belong to a scan of shape {self.volume.shape}",
-                "Use the mask of this very scan.",
-            )
+        for mask in (self.labels, self.edema):
+            if mask is not None and mask.shape != self.volume.shape:
+                raise InputError(
+                    self.volume.source.path_or_uid,
+                    f"a mask of shape {mask.shape} cannot belong to a scan of shape {self.volume.shape}",
+                    "Use the mask of this very scan.",
+                )
 
     def volume_ml(self, index: int | None = None) -> float:
         """Return the volume of one label, or of all of them; NaN where millimeters are unknown."""

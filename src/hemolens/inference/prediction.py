@@ -44,6 +44,8 @@ class Prediction:
         The scan is called positive at or above this probability of "any".
     model
         Which weights were used.
+    edema
+        Probability that a voxel is perihematomal edema, shape of `blood`; None for a network that does not tell.
     """
 
     blood: NDArray[np.float16]
@@ -54,9 +56,12 @@ class Prediction:
     mask_threshold: float
     study_threshold: float
     model: ModelIdentity
+    edema: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.blood)
+        if self.edema is not None and self.edema.shape != self.blood.shape:
+            raise ValueError(f"edema has shape {self.edema.shape}, blood {self.blood.shape}")
         if self.subtype.shape != self.blood.shape:
             raise ValueError(f"subtype has shape {self.subtype.shape}, blood {self.blood.shape}")
         if self.slice_probability.shape != (n, len(FINDING_NAMES)) or self.study_probability.shape != (

@@ -15,6 +15,7 @@ from hemolens.inference.registry import Model
 from hemolens.inference.runtime import Float, Runtime, open_runtime
 from hemolens.inference.support import doubt_unsupported
 from hemolens.inference.windows import Averaged, pieces, stacks, windows
+from hemolens.labels import SUBTYPE_NAMES
 from hemolens.preprocessing.pipeline import Prepared, prepare
 from hemolens.volume import Volume
 
@@ -23,6 +24,8 @@ LONGEST_SCAN = 96
 """A network that reads scans is shown at most this many slices at a time; memory grows with them."""
 TOP_PIXELS = 30
 """A slice's mask score is the mean probability of this many pixels of the crop: about 0.4 square centimeters."""
+WITH_SUBTYPES = 1 + len(SUBTYPE_NAMES)
+"""Channels of a mask that tells blood and its subtypes; one more is edema."""
 SUBTYPE_FLOOR = 0.1
 """Voxels of a lower probability of blood get no subtype."""
 
@@ -39,6 +42,8 @@ class Scores:
     """Of the findings of each slice, shape ``(slices, 6)``."""
     scan_logits: Float | None = None
     """Of the findings of the scan, shape ``(6,)``."""
+    edema: Float | None = None
+    """Probability of perihematomal edema, shape ``(slices, size, size)``."""
 
     @property
     def mask_scores(self) -> NDArray[np.float64]:
@@ -86,7 +91,7 @@ class Predictor:
             If it does not.
         """
         told = self.model.interface
-        if told.mask_channels != 6 or told.sample == "volume" or not told.findings:
+        if told.mask_channels < WITH_SUBTYPES or told.sample == "volume" or not told.findings:
             raise ModelError(
                 f"The model '{self.model.name}' cannot analyze a scan: that takes a network which outlines blood, "
                 "tells its subtype and judges every slice (effunet2d does). Use hemolens evaluate to score this one."
@@ -113,9 +118,10 @@ class Predictor:
             mask[:, 0] = doubt_unsupported(mask[:, 0], prepared.offsets_mm, wanted.context_mm, wanted.neighbor_support)
         return Scores(
             None if mask is None else mask[:, 0],
-            mask[:, 1:] if mask is not None and mask.shape[1] > 1 else None,
+            mask[:, 1:WITH_SUBTYPES] if mask is not None and mask.shape[1] > 1 else None,
             answer.get("slice"),
             answer.get("scan"),
+            mask[:, WITH_SUBTYPES] * prepared.gates if mask is not None and mask.shape[1] > WITH_SUBTYPES else None,
         )
 
     def _run_slices(self, prepared: Prepared, tell: Callable[[float], None]) -> dict[str, Float]:
@@ -195,6 +201,7 @@ class Predictor:
             mask_threshold=self.model.thresholds.mask,
             study_threshold=self.model.thresholds.study,
             model=self.model.identity,
+            edema=None if scores.edema is None else prepared.restore(scores.edema).astype(np.float16),
         )
 
 
@@ -215,12 +222,13 @@ def _subtype_map(prepared: Prepared, scores: Scores, blood: NDArray[np.float16])
 
 
 def _probabilities(answer: dict[str, Float]) -> dict[str, Float]:
-    """Turn the mask's logits into the probability of blood, then of each subtype given blood."""
+    """Turn the mask's logits into the probability of blood, of each subtype given blood, and of edema."""
     mask = answer.get("mask")
     if mask is None:
         return answer
-    subtypes = [_softmax(mask[:, 1:])] if mask.shape[1] > 1 else []
-    return {**answer, "mask": np.concatenate([_sigmoid(mask[:, :1]), *subtypes], axis=1)}
+    subtypes = [_softmax(mask[:, 1:WITH_SUBTYPES])] if mask.shape[1] > 1 else []
+    parts = [_sigmoid(mask[:, :1]), *subtypes, _sigmoid(mask[:, WITH_SUBTYPES:])]
+    return {**answer, "mask": np.concatenate(parts, axis=1)}
 
 
 def _sigmoid(x: Float) -> Float:

@@ -16,12 +16,13 @@ import numpy as np
 
 from hemolens.inference.prediction import Prediction
 from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES, SUBTYPES
+from hemolens.measurements.edema import Edema, measure_edema
 from hemolens.measurements.lesions import Lesion
 from hemolens.measurements.regions import Scale
 from hemolens.notes import QualityNote
 from hemolens.volume import DisplayWindow, LabelMap, Volume
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Raised in the first place when a reader of an earlier version could misread the file, in the second when keys are
 added."""
 NOTICE = "Research use only. Not a medical device."
@@ -120,6 +121,8 @@ class Findings:
     total: Total
     quality: tuple[QualityNote, ...]
     timing_s: dict[str, float]
+    edema: Edema | None = None
+    """Around the bleeds; None where the network does not tell edema."""
 
     @property
     def positive(self) -> bool:
@@ -176,6 +179,7 @@ def build_findings(
         total=_total(volume, prediction, label_map),
         quality=notes,
         timing_s={stage: float(seconds) for stage, seconds in timing_s.items()},
+        edema=measure_edema(label_map),
     )
 
 

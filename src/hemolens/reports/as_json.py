@@ -120,5 +120,6 @@ def _with_absent(values: dict[str, Any]) -> dict[str, Any]:
         "slices": complete_all(values.get("slices"), "blood_area_mm2", "blood_area_px"),
         "lesions": complete_all(values.get("lesions"), "volume_ml", "area_px"),
         "total": complete(values.get("total"), "volume_ml", "area_px", "left_out_ml", "left_out_px"),
+        "edema": complete(values.get("edema"), "volume_ml", "area_px"),
     }
     return {key: absent.get(key, value) for key, value in values.items()}

@@ -27,7 +27,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian
 
-from hemolens.labels import Subtype
+from hemolens.labels import EDEMA, Subtype
 from hemolens.measurements.findings import NOTICE, Findings
 from hemolens.notes import QualityNote, Severity
 from hemolens.sources.dicom.origin import CHARACTER_SET, IDENTITY, TYPE_2, read_header
@@ -51,7 +51,9 @@ ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure
 
 
 def subtype_code(subtype: Subtype) -> Code:
-    """Return what a kind of hemorrhage is called in SNOMED CT."""
+    """Return what a kind of hemorrhage, or edema, is called in SNOMED CT."""
+    if subtype == EDEMA:
+        return Code(subtype.snomed_code, "SCT", "Cerebral edema")
     return Code(subtype.snomed_code, "SCT", f"{subtype.title} hemorrhage")
 
 
@@ -198,7 +200,8 @@ class Origin:
         The only lesion of its subtype is the very thing that the segment is, and has its name.
         """
         if lesion is None or sum(found.subtype == subtype for found in self.findings.lesions) == 1:
-            return f"{subtype} hemorrhage", self.uid("segment", subtype)
+            told = EDEMA.title.lower() if subtype == EDEMA.name else f"{subtype} hemorrhage"
+            return told, self.uid("segment", subtype)
         return f"lesion {lesion}: {subtype} hemorrhage", self.uid("lesion", str(lesion))
 
 

@@ -1,8 +1,8 @@
 """DICOM Segmentation (PS3.3 A.51): the label map on the very frames that it was found on.
 
-BINARY, because PACS take it (Orthanc refuses LABELMAP over C-STORE). One segment per subtype that was found, one frame
-per slice that it is in. Every frame names its source image and carries that image's own position, and where they differ
-its own orientation, spacing and thickness, so that gantry tilt and uneven spacing need no resampling.
+BINARY, because PACS take it (Orthanc refuses LABELMAP over C-STORE). One segment per subtype that was found and one for
+edema, one frame per slice that it is in. Every frame names its source image and carries that image's own position, and
+where they differ its own orientation, spacing and thickness, so that gantry tilt and uneven spacing need no resampling.
 
 Written element by element: highdicom's own constructor shares one orientation among all frames and takes either
 single-frame images or one multi-frame file, while a series may be several of these.
@@ -20,7 +20,7 @@ from pydicom.pixels.utils import pack_bits
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DSfloat
 
-from hemolens.labels import SUBTYPES, Subtype
+from hemolens.labels import EDEMA, SUBTYPES, Subtype
 from hemolens.measurements.findings import NOTICE
 from hemolens.reports.dicom_common import (
     ABNORMAL_STRUCTURE,
@@ -83,15 +83,18 @@ def segmentation(origin: Origin, label_map: LabelMap) -> Segmentation | None:
     A segmentation cannot be without segments, and an empty one named "hemorrhage" would stand in every viewer's list as
     if there were some. That the scan was looked at and is negative is what the report says.
     """
-    segments = tuple(s for s in SUBTYPES if (label_map.labels == s.index).any())
+    masks = {s: label_map.labels == s.index for s in SUBTYPES}
+    if label_map.edema is not None:
+        masks[EDEMA] = label_map.edema
+    segments = tuple(s for s, mask in masks.items() if mask.any())
     if not segments:
         return None
     frames: list[SegFrame] = []
     planes: list[NDArray[np.bool_]] = []
     for number, subtype in enumerate(segments, 1):
-        for index in np.flatnonzero((label_map.labels == subtype.index).any(axis=(1, 2))):
+        for index in np.flatnonzero(masks[subtype].any(axis=(1, 2))):
             frames.append(SegFrame(number, int(index)))
-            planes.append(label_map.labels[index] == subtype.index)
+            planes.append(masks[subtype][index])
     dataset = complete(_image(origin, np.stack(planes)), origin, "SEG")
     dataset.SeriesDescription = f"hemolens segmentation ({RESEARCH_ONLY})"
     dataset.SegmentSequence = [_segment(origin, n, subtype) for n, subtype in enumerate(segments, 1)]
@@ -146,7 +149,7 @@ def _segment(origin: Origin, number: int, subtype: Subtype) -> Dataset:
 
     item, algorithm = Dataset(), Dataset()
     item.SegmentNumber = number
-    item.SegmentLabel = f"{subtype.title} hemorrhage"
+    item.SegmentLabel = subtype.title if subtype == EDEMA else f"{subtype.title} hemorrhage"
     item.SegmentDescription = NOTICE
     item.SegmentAlgorithmType = "AUTOMATIC"
     item.SegmentAlgorithmName = f"{MANUFACTURER} {origin.findings.model.name}"[:64]

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from hemolens.labels import SUBTYPES
+from hemolens.labels import EDEMA, SUBTYPES
 from hemolens.measurements.findings import Findings
 from hemolens.measurements.lesions import Lesion
 from hemolens.notes import Severity
@@ -173,6 +173,10 @@ def _scan_group(origin: Origin) -> sr.MeasurementsAndQualitativeEvaluations:
         values.append(_measurement(name, 100 * study.probability[subtype.name], PERCENT))
     if total.volume_ml is not None:
         values.append(_measurement(VOLUME, total.volume_ml, CUBIC_CENTIMETER, TOTAL))
+    edema = origin.findings.edema
+    if edema is not None and edema.volume_ml is not None:
+        name = Code(f"volume_{EDEMA.abbreviation}", PRIVATE_SCHEME, f"Volume of {EDEMA.title.lower()}")
+        values.append(_measurement(name, edema.volume_ml, CUBIC_CENTIMETER, TOTAL))
     decision = POSITIVE if origin.findings.positive else NEGATIVE
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(origin.uid("scan"), "scan"),

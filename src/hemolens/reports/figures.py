@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from contourpy import contour_generator
@@ -105,6 +106,8 @@ class SlicePicture:
     outlines: tuple[Outline, ...]
     true_path: str = ""
     """SVG path data around true blood, where it is known."""
+    edema_path: str = ""
+    """SVG path data around edema."""
 
 
 class Illustrator:
@@ -135,6 +138,7 @@ class Illustrator:
         self.numbers = number_lesions(label_map)
         """The lesion of each voxel, as `number_lesions`."""
         self._labels = label_map.labels
+        self._edema = label_map.edema
         self._truth = truth
         self._views = [View.of(self.volume.stack, k) for k in range(len(self.volume))]
         self._crop = self._find_crop()
@@ -148,11 +152,16 @@ class Illustrator:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=JPEG_QUALITY)
         scale = (width / gray.shape[1], height / gray.shape[0])
-        true_path = ""
-        if self._truth is not None and self._truth[index].any():
-            true_mask = np.asarray(view.turn(self._truth[index] > 0)[self._crop], dtype=bool)
-            true_path = _trace(true_mask, scale)[0] if true_mask.any() else ""
-        return SlicePicture(index, buffer.getvalue(), width, height, view, self._outlines(index, scale), true_path)
+        outlines, edema = self._outlines(index, scale), self._border(self._edema, index, scale)
+        truth = self._border(self._truth, index, scale)
+        return SlicePicture(index, buffer.getvalue(), width, height, view, outlines, truth, edema)
+
+    def _border(self, mask: NDArray[Any] | None, index: int, scale: tuple[float, float]) -> str:
+        """Return the path around everything above 0 in a slice."""
+        if mask is None or not mask[index].any():
+            return ""
+        shown = np.asarray(self._views[index].turn(mask[index] > 0)[self._crop], dtype=bool)
+        return _trace(shown, scale)[0] if shown.any() else ""
 
     def _outlines(self, index: int, scale: tuple[float, float]) -> tuple[Outline, ...]:
         if not self.numbers[index].any():

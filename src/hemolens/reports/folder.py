@@ -30,11 +30,11 @@ from hemolens.volume import LabelMap, Volume
 
 FINDINGS = "findings.json"
 REPORT = "report.html"
-FILES = frozenset({FINDINGS, REPORT, "mask.nii.gz", "mask_geometry.json", "probability.nii.gz"}) | {
+FILES = frozenset({FINDINGS, REPORT, "mask.nii.gz", "edema.nii.gz", "mask_geometry.json", "probability.nii.gz"}) | {
     "seg.dcm", "sr.dcm", "summary.dcm",
 }  # fmt: skip
 """Names of files that hemolens writes into a result folder."""
-FOLDERS = frozenset({"masks", "probability"})
+FOLDERS = frozenset({"masks", "edema", "probability"})
 """Names of folders of PNG files."""
 
 
@@ -91,7 +91,7 @@ def write_reports(
     -------
     dict
         ``findings``, ``report``, ``mask`` or ``masks`` (a folder), and where they exist ``mask_geometry``,
-        ``probability``, ``seg``, ``sr`` and ``summary``.
+        ``edema``, ``probability``, ``seg``, ``sr`` and ``summary``.
 
     Raises
     ------

@@ -121,6 +121,9 @@ def _facts(findings: Findings) -> list[dict[str, str]]:
         _fact("Lesions", str(len(lesions))),
         _fact("Slices with blood", str(bloody), f"of {len(findings.slices)}"),
     ]
+    if findings.edema is not None and lesions:
+        size = findings.edema.volume_ml if findings.edema.volume_ml is not None else findings.edema.area_px or 0
+        facts.append(_fact("Edema around it", *format_amount(size, total.unit).split(" ")))
     if lesions:
         largest = lesions[0]
         amount, unit = format_amount(largest.size, total.unit).split(" ")
@@ -217,6 +220,7 @@ def _picture(picture: SlicePicture, findings: Findings, letter: int) -> dict[str
         "height": picture.height,
         "outlines": picture.outlines,
         "true_path": picture.true_path,
+        "edema_path": picture.edema_path,
         "left": picture.view.left,
         "right": picture.view.right,
         "letter": letter,

@@ -11,6 +11,8 @@ grid would have put the mask in place but no longer matched the images one by on
 scoring need.
 
 *Slice images in*: ``masks/<name>.png``, 0 or 255, in the size of the source, for empty slices too.
+
+Where the network tells perihematomal edema, ``edema.nii.gz`` or ``edema/<name>.png`` stands beside the mask.
 """
 
 from __future__ import annotations
@@ -48,15 +50,25 @@ UNSAFE = '<>:"/\\|?*'
 def mask_files(label_map: LabelMap) -> dict[str, bytes]:
     """Return the files that hold a label map: relative path → content.
 
-    NIfTI masks hold 1 to 5 for the subtypes (`hemolens.labels`), PNG masks 255 for any blood.
+    NIfTI masks hold 1 to 5 for the subtypes (`hemolens.labels`), PNG masks 255 for any blood. Edema has a mask of its
+    own, so that nothing that reads "above 0" as blood counts it.
     """
     volume = label_map.volume
     if volume.source.kind == "images":
-        return {
-            f"masks/{name}.png": _png(np.where(labels > 0, 255, 0).astype(np.uint8))
-            for name, labels in zip(picture_names(volume), label_map.labels, strict=True)
-        }
-    return {"mask.nii.gz": _nifti(label_map.labels, volume)} | geometry_files(volume)
+        return _mask_pictures(volume, label_map.labels > 0, "masks") | (
+            {} if label_map.edema is None else _mask_pictures(volume, label_map.edema, "edema")
+        )
+    files = {"mask.nii.gz": _nifti(label_map.labels, volume)} | geometry_files(volume)
+    if label_map.edema is not None:
+        files["edema.nii.gz"] = _nifti(label_map.edema.astype(np.uint8), volume)
+    return files
+
+
+def _mask_pictures(volume: Volume, mask: NDArray[np.bool_], folder: str) -> dict[str, bytes]:
+    return {
+        f"{folder}/{name}.png": _png(np.where(plane, 255, 0).astype(np.uint8))
+        for name, plane in zip(picture_names(volume), mask, strict=True)
+    }
 
 
 def geometry_files(volume: Volume) -> dict[str, bytes]:
