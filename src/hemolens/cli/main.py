@@ -20,6 +20,7 @@ from hemolens import __version__
 from hemolens.cli import exits
 from hemolens.cli.analyze import analyze
 from hemolens.cli.data import data
+from hemolens.cli.deidentify import deidentify
 from hemolens.cli.doctor import doctor
 from hemolens.cli.evaluate import evaluate
 from hemolens.cli.explain import explain
@@ -47,6 +48,7 @@ app.command()(analyze)
 app.add_typer(models, name="models")
 app.add_typer(pacs, name="pacs")
 app.add_typer(data, name="data")
+app.command()(deidentify)
 app.command()(doctor)
 app.command()(evaluate)
 app.command()(explain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import resources
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,15 +16,21 @@ from hemolens.web.house import Room, house
 from hemolens.web.pages import PAGES, Page
 
 START = "start"
+STYLE = """
+.block-container, [data-testid="stMainBlockContainer"] { padding: 2.6rem 2rem 1rem; }
+@media (max-width: 900px) { .block-container, [data-testid="stMainBlockContainer"] { padding: 2.6rem .8rem 1rem; } }
+"""
+"""Room for pictures: Streamlit leaves wide margins."""
 NO_STUDY = "No scan is open. Open one first: drop files on the start page, or look at the demo."
 
 
 def run() -> None:
     """Draw the page that the address names."""
-    st.set_page_config(
-        page_title="hemolens", page_icon=":material/neurology:", layout="wide", initial_sidebar_state="auto"
-    )
-    if not session.enter(st.session_state, st.context.cookies.get(session.settings().cookie)):
+    # A file of our own: Streamlit fetches every other icon of a tab from elsewhere.
+    icon = str(resources.files("hemolens.web") / "icon.png")
+    st.set_page_config(page_title="hemolens", page_icon=icon, layout="wide", initial_sidebar_state="auto")
+    st.html(f"<style>{STYLE}</style>")
+    if not session.enter(st.session_state, dict(st.context.cookies).get(session.settings().cookie)):
         st.warning("The server was restarted, or this page was left for long. Reload the page to go on.")
         st.stop()
     _visit(session.room(st.session_state))
