@@ -90,13 +90,13 @@ def show(study: Study, ui: Any) -> None:
         except HemolensError as error:
             ui.error(str(error))
         bar_told.empty()
-    found = study.extras.get("explanation shown")
+    shown: Explanation | None = study.extras.get("explanation shown")
     overlays = [label_overlay(study.labels, "found", "Corrected" if study.corrected else "Found")]
-    if found is not None:
-        overlays = [evidence_overlay(found), overlays[0]]
-        told = METHODS[found.config.method].split(":")[0]
+    if shown is not None:
+        overlays = [evidence_overlay(shown), overlays[0]]
+        told = METHODS[shown.config.method].split(":")[0]
         ui.caption(
-            f"{told} for “{found.config.finding}” on {len(found.slices)} slices: yellow is the strongest evidence. "
+            f"{told} for “{shown.config.finding}” on {len(shown.slices)} slices: yellow is the strongest evidence. "
             f"{len(findings_now(study).lesions)} lesions are outlined beside it."
         )
     show_viewer(study, overlays, key="explain")

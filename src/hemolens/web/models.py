@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hemolens.errors import ModelError
@@ -29,7 +29,7 @@ def find_models() -> list[tuple[str, Model]]:
     return found
 
 
-def metric_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def metric_rows(card: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
     """Return the metrics of a card with their intervals; nothing where it has none in the known form."""
     told = card.get("metrics")
     if not isinstance(told, list):

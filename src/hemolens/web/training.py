@@ -122,7 +122,7 @@ def curve(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, dict[int, float
     return {_label(key): points for key, points in named.items() if points}
 
 
-def read_table(path: Path, most: int = 40) -> list[tuple[str, ...]]:
+def read_table(path: Path, most: int = 40) -> Sequence[tuple[str, ...]]:
     """Return the head and the first lines of a CSV file; nothing where it cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
@@ -132,7 +132,7 @@ def read_table(path: Path, most: int = 40) -> list[tuple[str, ...]]:
     return [row for row in rows if len(row) == len(rows[0])]
 
 
-def main_metrics(path: Path) -> list[tuple[str, ...]]:
+def main_metrics(path: Path) -> Sequence[tuple[str, ...]]:
     """Return the scores of an evaluation that a reader looks for first, with their intervals."""
     rows = read_table(path / "metrics.csv", 2000)
     if not rows:

@@ -157,7 +157,7 @@ def open_source(told: str) -> Source:
     return ApiSource(told) if "://" in told else QueueSource(Path(told))
 
 
-def table_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def table_rows(rows: Sequence[Row]) -> Sequence[tuple[str, ...]]:
     """Return the table's cells."""
     cells = []
     for place, row in enumerate(rows, start=1):
