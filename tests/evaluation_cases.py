@@ -22,7 +22,7 @@ from predictions import phantom_head
 ANY_BLOOD = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CLEAN = (0.0,) * 6
 BLOOD_HU = 75
-Tell = Literal["all", "mask", "blood", "slices", "scan", "sequence"]
+Tell = Literal["all", "mask", "blood", "slices", "scan", "sequence", "edema"]
 
 
 @dataclass(eq=False)
@@ -122,6 +122,7 @@ def card_model(
         "slices": Interface(mask_channels=0),
         "scan": Interface(sample="volume", channels=1, mask_channels=0, depth=8),
         "sequence": Interface(sample="scan", mask_channels=0),
+        "edema": Interface(mask_channels=7),
     }
     preprocess = PreprocessConfig(size=64)
     return Model(
@@ -151,12 +152,15 @@ class ToyPredictor(Predictor):
         share = blood.reshape(len(blood), -1).sum(axis=1)
         logits = np.full((len(blood), 6), -4.0, dtype=np.float32)
         logits[:, 0] = logits[:, 4] = np.log1p(share) - 3 + self.shift
-        has_mask = self.tell in ("all", "mask", "blood")
+        dark = np.clip((25 - hu) / 5, 0, 1) * np.clip((hu - 5) / 5, 0, 1)
+        swollen = ndimage.grey_opening(dark, (1, 3, 3)) * prepared.gates
+        has_mask = self.tell in ("all", "mask", "blood", "edema")
         return Scores(
             blood.astype(np.float32) if has_mask else None,
-            subtypes if self.tell in ("all", "mask") else None,
-            logits if self.tell in ("all", "slices", "sequence") else None,
+            subtypes if self.tell in ("all", "mask", "edema") else None,
+            logits if self.tell in ("all", "slices", "sequence", "edema") else None,
             logits.max(axis=0) if self.tell in ("scan", "sequence") else None,
+            swollen.astype(np.float32) if self.tell == "edema" else None,
         )
 
 

@@ -123,7 +123,7 @@ def test_every_report_of_a_dicom_scan_tells_it(tmp_path: Path) -> None:
     told = {s.SegmentLabel: s.SegmentNumber for s in seg.SegmentSequence}
     assert list(told) == ["Intraparenchymal hemorrhage", "Perihematomal edema"]
     by_image = seg.get_pixels_by_source_instance(
-        [str(f.sop_instance_uid) for f in volume.source.frames],
+        list(volume.source.sop_instance_uids),
         segment_numbers=[2],
         assert_missing_frames_are_empty=True,
     )[..., 0]

@@ -292,6 +292,34 @@ class TestEvaluate:
         assert find(told.measures, "scan", "pooled_dice").value == pytest.approx(pooled)
         assert not [m for m in told.measures if m.task == "paper"]
 
+    def test_edema_is_scored_where_it_is_drawn_even_beside_derived_blood(self) -> None:
+        """Case a: derived blood, drawn edema, found; b: the same, missed; c: blood alone, as most data sets draw it."""
+        blood, rim = Bleed(range(3, 5), range(28, 34), range(30, 36)), Bleed(range(3, 5), range(24, 34), range(26, 36))
+        scans = []
+        for name, seen in (("a", True), ("b", False), ("c", False)):
+            made = scan(name, true=(blood,), states=lambda k, bleeds: "pseudo" if bleeds else "empty", label=6)
+            if name != "c":
+                ring = np.zeros(made.labels.shape, np.uint8)
+                rim.paint(ring, 7)
+                made.labels[(made.labels == 0) & (ring == 7)] = 7
+            if seen:
+                made.volume.hu[made.labels == 7] = 15
+            scans.append(made)
+        sides = Sides("file", {"test": {f"toy/{p}" for p in "abc"}}, closed=True)
+        (told,) = evaluate([Entry(ToyPredictor("edema"), sides)], [ToySet(scans)], Options(draws=100)).sets
+        edema = told.slices.edema
+        assert np.isnan(edema[16:]).all()
+        assert np.isfinite(edema[:16]).all()
+        np.testing.assert_array_equal(edema[:16, 2], np.tile([0, 0, 0, 64, 64, 0, 0, 0], 2))
+        both, found, true = edema[:16].T
+        assert found[:8].sum() > 0
+        assert found[8:].sum() == 0
+        dice = next(m for m in told.measures if (m.task, m.metric) == ("edema", "pooled_dice"))
+        assert (dice.n, dice.patients, dice.finding) == (4, 2, "edema")
+        assert dice.value == pytest.approx(2 * both.sum() / (found[true > 0].sum() + true.sum()))
+        assert both[3] / true[3] > 0.5
+        assert not [m for m in told.measures if m.task == "segmentation"]  # derived blood is no yardstick
+
     def test_limits_of_agreement_are_those_of_the_plain_formula(self, result: Evaluation) -> None:
         from hemolens.evaluation.metrics import bland_altman
 

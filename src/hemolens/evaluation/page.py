@@ -92,6 +92,7 @@ TASKS: tuple[tuple[str, str, str], ...] = (
     ("operating_point", "Yes or no", "detection"),
     ("calibration", "Probabilities", "calibration"),
     ("segmentation", "Outlines", "outlines"),
+    ("edema", "Perihematomal edema", "outlines"),
     ("volume", "Volume and area", "outlines"),
     ("lesions", "Lesions", "outlines"),
     ("clean", "Where nothing is", "outlines"),

@@ -16,10 +16,11 @@ from hemolens.evaluation.metrics import LesionCounts, hausdorff95_loss, match_le
 from hemolens.inference.calibrate import logit
 from hemolens.inference.predictor import TOP_PIXELS, Predictor, Scores
 from hemolens.labels import FINDING_NAMES, SUBTYPES
+from hemolens.measurements.edema import EDEMA_THRESHOLD, around
 from hemolens.measurements.lesions import smallest_size
 from hemolens.measurements.regions import Scale, find_patches
 from hemolens.preprocessing.pipeline import Prepared
-from hemolens.sources.datasets.cases import UNKNOWN, UNKNOWN_SUBTYPE, Case, DataSet, MaskState
+from hemolens.sources.datasets.cases import EDEMA, UNKNOWN, UNKNOWN_SUBTYPE, Case, DataSet, MaskState
 from hemolens.volume import Volume
 
 Array = NDArray[np.float64]
@@ -105,6 +106,8 @@ class ScoredCase:
     """None where a slice is of unknown mask or was not scored, and for loose slices."""
     lesions: LesionCounts | None
     """None where `scan` is, but told for a loose slice with a drawn or empty mask."""
+    edema: Array
+    """As `overlap`, of edema; NaN for a model that does not tell it and in cases where none is drawn."""
 
     @property
     def loose(self) -> bool:
@@ -180,7 +183,7 @@ def score_case(
     scores = predictor.run(prepared)
     threshold = predictor.model.thresholds.mask
     states = [r.mask_state if side else "unknown" for r, side in zip(case.slices, sides, strict=True)]
-    labels = dataset.labels(case) if "drawn" in states else None
+    labels = dataset.labels(case) if "drawn" in states or scores.edema is not None else None
     outlines = _Outlines(prepared, scores, threshold)
     comparison = _Comparison(volume, Grid.of(volume, case.dataset))
     mask_scores, logits = _slice_scores(prepared, scores, len(case.slices))
@@ -211,6 +214,7 @@ def score_case(
         comparison.grid,
         comparison.scan() if whole and len(volume) > 1 else None,
         comparison.lesions() if whole else None,
+        _edema(prepared, scores, threshold, labels, sides),
     )
 
 
@@ -318,6 +322,25 @@ class _Comparison:
             numbers.append(patches.paint(patches.connected() + 1) if len(patches) else labels.astype(np.uint16))
         smallest = smallest_size(self._volume)
         return match_lesions(numbers[0], numbers[1], smallest, np.asarray(scale.weights, dtype=float))
+
+
+def _edema(
+    prepared: Prepared, scores: Scores, threshold: float, labels: NDArray[np.uint8] | None, sides: Sequence[str]
+) -> Array:
+    """Compare edema with the drawn one.
+
+    A case that shows some is taken as drawn wherever its labels are known; most data sets say nothing of edema.
+    """
+    overlap = np.full((len(sides), 3), np.nan)
+    if scores.edema is None or scores.blood is None or labels is None or not (labels == EDEMA).any():
+        return overlap
+    swollen, blood = prepared.restore(scores.edema), prepared.restore(scores.blood)
+    found, true = around(swollen >= EDEMA_THRESHOLD, blood >= threshold), labels == EDEMA
+    for k, side in enumerate(sides):
+        known = labels[k] != UNKNOWN
+        if side and known.any():
+            overlap[k] = (found[k] & true[k]).sum(), (found[k] & known).sum(), true[k].sum()
+    return overlap
 
 
 def _slice_scores(prepared: Prepared, scores: Scores, slices: int) -> tuple[Array, Array]:

@@ -31,8 +31,8 @@ class Measure:
     """One score."""
 
     task: str
-    """``detection``, ``operating_point``, ``calibration``, ``segmentation``, ``volume``, ``lesions``, ``clean``,
-    ``subtypes`` or ``paper``."""
+    """``detection``, ``operating_point``, ``calibration``, ``segmentation``, ``edema``, ``volume``, ``lesions``,
+    ``clean``, ``subtypes`` or ``paper``."""
     level: str
     """What a row is: ``slice``, ``scan`` or ``lesion``."""
     metric: str
@@ -83,6 +83,7 @@ class Summarizer:
         return [
             *found,
             *self._outlines(),
+            *self._edema(),
             *self._clean(),
             *self._volumes(),
             *self._lesions(),
@@ -184,6 +185,32 @@ class Summarizer:
                         "segmentation", level, "mean_hd95_mm", score, groups, unit=unit, defined=np.isfinite(distance)
                     )
                 )
+        return found
+
+    def _edema(self) -> list[Measure]:
+        """Score edema on the slices where some is drawn, and tell how much is found on the others."""
+        overlap, pixel_mm2, groups = self.slices.edema, self.slices.pixel_mm2, self.slices.group
+        drawn, without = overlap[:, 2] > 0, overlap[:, 2] == 0
+        if not drawn.any():
+            return []
+        both, called, true = overlap[drawn].T
+        scores: tuple[tuple[str, Score], ...] = (
+            ("pooled_dice", partial(weighted.ratio, part=2 * both, whole=called + true)),
+            ("mean_dice", partial(weighted.mean, values=2 * both / (called + true))),
+            ("pixel_recall", partial(weighted.ratio, part=both, whole=true)),
+            ("pixel_precision", partial(weighted.ratio, part=both, whole=called)),
+        )
+        unit = "slices with drawn edema"
+        found = [
+            self._measure("edema", "slice", name, score, groups[drawn], finding="edema", unit=unit)
+            for name, score in scores
+        ]
+        if without.any():
+            area = partial(weighted.mean, values=(overlap[:, 1] * pixel_mm2)[without])
+            unit = "slices without drawn edema"
+            found.append(
+                self._measure("edema", "slice", "mean_false_mm2", area, groups[without], finding="edema", unit=unit)
+            )
         return found
 
     def _clean(self) -> list[Measure]:

@@ -60,6 +60,8 @@ class SliceTable(_Columns):
     hd95_mm: Array
     pixel_mm2: Array
     subtype_pixels: NDArray[np.int64]
+    edema: Array
+    """As `overlap`, of edema."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +205,7 @@ def slice_table(cases: Sequence[ScoredCase], scale: Scale, fold: int = -1) -> Sl
         hd95_mm=stacked(c.hd95_mm[chosen] for c, chosen in kept),
         pixel_mm2=stacked(c.grid.pixel_mm2[chosen] for c, chosen in kept),
         subtype_pixels=stacked((c.subtype_pixels[chosen].astype(float) for c, chosen in kept), 5, 7).astype(np.int64),
+        edema=stacked((c.edema[chosen] for c, chosen in kept), 3),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from hemolens.inference.prediction import Prediction
 from hemolens.measurements.regions import Scale
 from hemolens.volume import LabelMap
 
+Mask = NDArray[np.bool_]
 EDEMA_THRESHOLD = 0.5
 """A voxel at or above this probability is outlined, if it hangs together with blood."""
 
@@ -33,14 +35,18 @@ def add_edema(label_map: LabelMap, prediction: Prediction) -> LabelMap:
     """
     if prediction.edema is None:
         return label_map
-    blood = label_map.labels > 0
-    swollen = (prediction.edema >= EDEMA_THRESHOLD) & ~blood
+    return replace(label_map, edema=around(prediction.edema >= EDEMA_THRESHOLD, label_map.labels > 0))
+
+
+def around(swollen: Mask, blood: Mask) -> Mask:
+    """Return the part of `swollen` that hangs together with blood and is none itself; shapes ``(slices, h, w)``."""
+    swollen = swollen & ~blood
     if not blood.any() or not swollen.any():
-        return replace(label_map, edema=np.zeros(blood.shape, dtype=bool))
+        return np.zeros(blood.shape, dtype=bool)
     regions, count = ndimage.label(swollen | blood, structure=np.ones((3, 3, 3)))
     bleeding = np.zeros(count + 1, dtype=bool)
     bleeding[np.unique(regions[blood])] = True
-    return replace(label_map, edema=swollen & bleeding[regions])
+    return np.asarray(swollen & bleeding[regions])
 
 
 def measure_edema(label_map: LabelMap) -> Edema | None:
