@@ -13,6 +13,7 @@ from hemolens.labels import SUBTYPES
 from hemolens.measurements.abc2 import MEANT_FOR, ROUGH_FOR, Abc2, abc2_by_lesion
 from hemolens.measurements.findings import Findings, format_amount, summary_sentence
 from hemolens.notes import Severity
+from hemolens.volume import LabelMap
 from hemolens.web import session
 from hemolens.web.saving import corrected_findings
 from hemolens.web.session import Study
@@ -71,10 +72,19 @@ def findings_now(study: Study) -> Findings:
         return study.findings
     kept = study.extras.get("findings")
     if kept is None or kept[0] != study.revision:
-        kept = (study.revision, corrected_findings(study.findings, study.label_map, study.prediction))
+        kept = (study.revision, corrected_findings(study.findings, label_map_now(study), study.prediction))
         study.extras["findings"] = kept
     found: Findings = kept[1]
     return found
+
+
+def label_map_now(study: Study) -> LabelMap:
+    """Return the label map as it stands, with the network's edema where no blood was painted over it."""
+    found = study.result.label_map
+    if not study.corrected:
+        return found
+    edema = None if found.edema is None else np.asarray(found.edema & (study.labels == 0))
+    return LabelMap(study.labels, study.volume, edema)
 
 
 def answer(findings: Findings) -> Answer:

@@ -14,7 +14,7 @@ from hemolens.reports.dicom_files import dicom_files
 from hemolens.reports.html import render_html
 from hemolens.reports.nifti import mask_files, probability_files
 from hemolens.reports.pdf import render_pdf
-from hemolens.web.findings import findings_now
+from hemolens.web.findings import findings_now, label_map_now
 from hemolens.web.saving import Correction, author_name, zipped
 from hemolens.web.session import Study
 
@@ -58,13 +58,13 @@ def downloads(study: Study, author: str = "") -> list[Download]:
 def all_files(study: Study, author: str = "") -> dict[str, bytes]:
     """Return every file of a study: relative path → content."""
     findings = _signed(study, author)
-    files = mask_files(study.label_map) | probability_files(study.volume, study.prediction)
+    files = mask_files(label_map_now(study)) | probability_files(study.volume, study.prediction)
     files |= {
         "report.pdf": _pdf(study, findings), "report.html": _html(study, findings),
         "findings.json": to_text(findings).encode(),
     }  # fmt: skip
     if not study.corrected:
-        return files | dicom_files(study.label_map, study.findings)
+        return files | dicom_files(label_map_now(study), study.findings)
     return files | (correction(study, author).files() if author.strip() else {})
 
 
@@ -78,7 +78,7 @@ def correction(study: Study, author: str, *, subtypes_checked: bool = False) -> 
     """
     draft = study.extras.get("draft")
     return Correction(
-        study.label_map,
+        label_map_now(study),
         study.result.label_map.labels,
         study.findings,
         author,
@@ -152,17 +152,17 @@ def _signed(study: Study, author: str) -> Findings:
 
 
 def _pdf(study: Study, findings: Findings) -> bytes:
-    return render_pdf(study.label_map, findings, study.name)
+    return render_pdf(label_map_now(study), findings, study.name)
 
 
 def _html(study: Study, findings: Findings) -> bytes:
-    return render_html(study.label_map, findings).encode()
+    return render_html(label_map_now(study), findings).encode()
 
 
 def _masks(study: Study) -> list[Download]:
     if study.volume.source.kind == "images":
         return [
-            Download("masks.zip", "Masks (PNG)", "application/zip", lambda: zipped(mask_files(study.label_map))),
+            Download("masks.zip", "Masks (PNG)", "application/zip", lambda: zipped(mask_files(label_map_now(study)))),
             Download(
                 "probability.zip", "Probability of blood (PNG)", "application/zip",
                 lambda: zipped(probability_files(study.volume, study.prediction)),
@@ -170,7 +170,7 @@ def _masks(study: Study) -> list[Download]:
         ]  # fmt: skip
     return [
         Download(
-            "mask.nii.gz", "Mask (NIfTI)", "application/gzip", lambda: mask_files(study.label_map)["mask.nii.gz"]
+            "mask.nii.gz", "Mask (NIfTI)", "application/gzip", lambda: mask_files(label_map_now(study))["mask.nii.gz"]
         ),
         Download(
             "probability.nii.gz", "Probability of blood (NIfTI)", "application/gzip",
@@ -192,7 +192,7 @@ def _dicom(study: Study, author: str) -> list[Download]:
         del kinds["seg.dcm"]
 
     def make(name: str) -> Callable[[], bytes]:
-        return lambda: dicom_files(study.label_map, study.findings)[name]
+        return lambda: dicom_files(label_map_now(study), study.findings)[name]
 
     return [Download(name, title, "application/dicom", make(name)) for name, title in kinds.items()]
 

@@ -28,7 +28,9 @@ from hemolens.web.corrections import Edit
 
 RECORD = "correction.json"
 CORRECTION = ResultKind(
-    RECORD, frozenset({RECORD, "mask.nii.gz", "mask_geometry.json", "seg.dcm"}), frozenset({"masks"})
+    RECORD,
+    frozenset({RECORD, "mask.nii.gz", "mask_geometry.json", "edema.nii.gz", "seg.dcm"}),
+    frozenset({"masks", "edema"}),
 )
 """What a folder of a correction may hold."""
 AUTHOR_MOST = 64
