@@ -6,12 +6,13 @@ import json
 import sys
 from contextlib import closing
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hemolens.cli.exits import WrongUsage
+from hemolens.cli.exits import DONE, PARTIAL, WrongUsage, say
 
 if TYPE_CHECKING:
     from hemolens.pacs.config import PacsConfig
@@ -24,6 +25,14 @@ Config = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 DEFAULT = Path("pacs.toml")
+
+
+class PullMethod(StrEnum):
+    """How images are fetched."""
+
+    GET = "get"
+    MOVE = "move"
+    WEB = "web"
 
 
 def load(path: Path) -> PacsConfig:
@@ -96,6 +105,52 @@ def retry(
     with closing(open_queue(settings.queue_url)) as queue:
         done = queue.retry(None if everything else ids)
     print(f"{done} queued again")
+
+
+@pacs.command()
+def pull(
+    since: Annotated[
+        str, typer.Option("--since", metavar="WHEN", help="First day: 2026-03-01, or back from now: 36h, 7d.")
+    ],
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="NAME", help="Destination to fetch from (default: the only one).")
+    ] = None,
+    until: Annotated[str, typer.Option("--until", metavar="WHEN", help="Last day (default: today).")] = "0h",
+    method: Annotated[
+        PullMethod | None,
+        typer.Option("--method", help="get or move for a DICOM peer, web for DICOMweb (default: get or web)."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Fetch no more than N series.")
+    ] = None,
+    config: Config = DEFAULT,
+    debug: Debug = False,
+) -> None:
+    """Fetch CT series of some days that are not kept yet from an archive, for 'pacs serve' to analyze.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some series could not be fetched.
+    """
+    from hemolens.pacs.pull import parse_since
+    from hemolens.pacs.pull import pull as run
+    from hemolens.pacs.queue import open_queue
+    from hemolens.pacs.spool import Spool, short_hash
+
+    settings = load(config)
+    if source is None:
+        if len(settings.destinations) != 1:
+            raise WrongUsage("pacs pull", "There is not exactly one destination in the settings: name one with --from.")
+        source = settings.destinations[0].name
+    span = (parse_since(since, datetime.now()), parse_since(until, datetime.now()))
+    if span[0] > span[1]:
+        raise WrongUsage("pacs pull", "--since lies after --until.")
+    spool = Spool(settings.spool.path, settings.spool.quota_gb, settings.spool.min_free_gb)
+    with closing(open_queue(settings.queue_url)) as queue:
+        report = run(settings, queue, spool, source, span, method.value if method else None, limit)
+    print(f"{report.series} CT series of {report.studies} studies found, {report.known} of them kept before")
+    print(f"{report.pulled} series fetched, {report.instances} new images")
+    for uid, why in report.failed.items():
+        say(f"series {short_hash(uid)}: {why}")
+    raise typer.Exit(PARTIAL if report.failed else DONE)
 
 
 @pacs.command()
