@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hemolens.sources.datasets.summary import Summary
     from hemolens.sources.splits import Split
 
-data = typer.Typer(help="Fetch, check, sum up and split data sets for training.", no_args_is_help=True)
+data = typer.Typer(help="Fetch, check, sum up and split data sets for training; derive masks.", no_args_is_help=True)
 
 
 class UnitName(StrEnum):
@@ -200,6 +200,50 @@ def split(
     elif not quiet:
         _print_split(made, datasets)
         print(f"Split: {out}")
+
+
+@data.command()
+def pseudo(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of a training run, or a model.", show_default=False)
+    ],
+    folder: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Folder of a data set, or one that holds several.")
+    ],
+    split_file: Annotated[
+        Path, typer.Option("--split", metavar="FILE", help="Masks are derived for its training side alone.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")],
+    fold: Annotated[int, typer.Option("--fold", metavar="N", min=0, help="Fold of the split, from 0.")] = 0,
+    names: Names = "",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Let a model outline the bleeding slices that have no mask, and keep what can be trusted: self-training.
+
+    The next network learns from it with 'hemolens train --pseudo'. Derived masks are never a yardstick.
+    """
+    from hemolens.cli.training import ready_to_train
+
+    ready_to_train()
+    from hemolens.inference.predictor import Predictor
+    from hemolens.inference.registry import load_model
+    from hemolens.sources.splits import read_split
+    from hemolens.training.self_training import SelfTrainingConfig, write_pseudo
+
+    chosen = read_split(split_file).fold(fold)
+    datasets = _open(folder, names, quiet=quiet)
+    predictor = Predictor(load_model(model))
+    with progress_shown("outlining", quiet=quiet) as tell:
+        index = write_pseudo(
+            predictor, datasets, chosen.train, out, SelfTrainingConfig(), tell and (lambda k, n: tell("infer", k / n))
+        )
+    if as_json:
+        print(json.dumps(index["origin"], indent=2))
+    elif not quiet:
+        wanted = sum(index["origin"]["bleeding_slices_without_mask"].values())
+        print(f"{out}: masks for {index['origin']['slices_outlined']} of {wanted} bleeding slices without one")
 
 
 def _listed(names: str) -> tuple[str, ...]:

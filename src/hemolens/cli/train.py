@@ -55,6 +55,12 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last whole checkpoint, if there is one.")
     ] = False,
     cache: Cache = None,
+    pseudo: Annotated[
+        Path | None,
+        typer.Option(
+            "--pseudo", metavar="DIR", help="Learn from derived masks, too: what 'hemolens data pseudo' wrote."
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -73,6 +79,10 @@ def train(
 
     config = load_preset(preset, parse_overrides(settings or []))
     opened = open_data(data, datasets)
+    if pseudo is not None:
+        from hemolens.sources.datasets.pseudo import read_pseudo, with_pseudo
+
+        opened = with_pseudo(opened, read_pseudo(pseudo))
     chosen = read_split(split) if split is not None else None
     out = run if run is not None else RUNS / Path(preset).stem
     try:

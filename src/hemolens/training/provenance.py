@@ -16,6 +16,7 @@ import torch
 
 from hemolens import __version__
 from hemolens.sources.datasets.cases import DataSet, fingerprint
+from hemolens.sources.datasets.pseudo import PseudoMasked
 from hemolens.sources.splits import LEAK_WARNING, Fold, Split
 
 PACKAGES = ("torch", "numpy", "scipy", "lightning-fabric", "monai", "onnx", "onnxruntime")
@@ -77,6 +78,7 @@ def data_told(datasets: Sequence[DataSet], split: Split, number: int) -> dict[st
                 "patients": len({case.patient for case in d.cases}),
                 "slices": sum(len(case.slices) for case in d.cases),
                 "fingerprint": fingerprint(d),
+                **({"pseudo_masks": dict(d.folder.origin)} if isinstance(d, PseudoMasked) else {}),
             }
             for d in datasets
         ],
