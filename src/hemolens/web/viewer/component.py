@@ -91,15 +91,15 @@ def show_3d(study: Study, *, key: str, height: int = 640) -> None:
     base = f"{study.id}-{key}"
     labels = study.labels
     with room.lock:
-        room.shelf[f"{base}-head"] = Shelved("application/octet-stream", partial(planes.head_nifti, study), True)
-        room.shelf[f"{base}-lesions"] = Shelved(
-            "application/octet-stream", partial(planes.lesions_nifti, study, labels), True
-        )
+        for part, mm in (("planes", planes.SPACING_MM), ("solid", planes.SOLID_MM)):
+            head, lesions = partial(planes.head_nifti, study, mm), partial(planes.lesions_nifti, study, labels, mm)
+            room.shelf[f"{base}-{part}-head"] = Shelved("application/octet-stream", head, True)
+            room.shelf[f"{base}-{part}-lesions"] = Shelved("application/octet-stream", lesions, True)
     data = {
         "study": study.id,
         "name": study.name,
-        "head": f"{PREFIX}/shelf/{base}-head",
-        "lesions": f"{PREFIX}/shelf/{base}-lesions?r={study.revision}",
+        "planes": [f"{PREFIX}/shelf/{base}-planes-head", f"{PREFIX}/shelf/{base}-planes-lesions?r={study.revision}"],
+        "solid": [f"{PREFIX}/shelf/{base}-solid-head", f"{PREFIX}/shelf/{base}-solid-lesions?r={study.revision}"],
         "library": f"{PREFIX}/static/niivue.js?v={static_version('niivue.js.gz')}",
         "subtypes": _legend(),
         "window": [BLOOD_WINDOW.low_hu, BLOOD_WINDOW.high_hu],

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hemolens.web.session import Study
 
 SPACING_MM = 1.0
+SOLID_MM = 2.0
+"""For the 3D view: a ray crosses the whole head, and not every machine has a graphics card."""
 MOST_POINTS = 14_000_000
 """A larger grid is made coarser: graphics memory is small, and this is a look, not a measurement."""
 CACHE = "viewer-grid"
@@ -33,7 +35,7 @@ Grid = tuple[NDArray[np.float64], tuple[int, int, int], float]
 """Corner (LPS mm), points along x, y and z, and their distance."""
 
 
-def head_nifti(study: Study) -> bytes:
+def head_nifti(study: Study, spacing_mm: float = SPACING_MM) -> bytes:
     """Return the scan on the grid as gzipped NIfTI, int16.
 
     Raises
@@ -42,17 +44,29 @@ def head_nifti(study: Study) -> bytes:
         If the scan has no geometry.
     """
     volume = study.volume
-    grid = grid_of(study)
+    grid = grid_of(study, spacing_mm)
     return as_nifti(sample(volume.require_stack(), volume.hu, grid, AIR_HU, 1).astype(np.int16), grid)
 
 
-def lesions_nifti(study: Study, labels: NDArray[np.uint8]) -> bytes:
+def lesions_nifti(study: Study, labels: NDArray[np.uint8], spacing_mm: float = SPACING_MM) -> bytes:
     """Return a label map on the grid as gzipped NIfTI, uint8."""
-    grid = grid_of(study)
-    return as_nifti(sample(study.volume.require_stack(), labels, grid, 0, 0).astype(np.uint8), grid)
+    grid = grid_of(study, spacing_mm)
+    values = np.zeros(grid[1], dtype=np.uint8)
+    where = np.argwhere(labels)
+    if len(where):
+        # Sampled within the box of the lesions only: the rest is nothing.
+        stack, (low, size, spacing) = study.volume.require_stack(), grid
+        points = stack.index_to_mm(where)
+        margin = float(stack.spacings_mm.max() + np.nanmax(stack.extents_mm))
+        first = np.clip(np.floor((points.min(axis=0) - margin - low) / spacing).astype(int), 0, np.array(size) - 1)
+        last = np.clip(np.ceil((points.max(axis=0) + margin - low) / spacing).astype(int), 0, np.array(size) - 1) + 1
+        shape = tuple(int(n) for n in last - first)
+        box = (low + first * spacing, (shape[0], shape[1], shape[2]), spacing)
+        values[tuple(slice(a, b) for a, b in zip(first, last, strict=True))] = sample(stack, labels, box, 0, 0)
+    return as_nifti(values, grid)
 
 
-def grid_of(study: Study) -> Grid:
+def grid_of(study: Study, spacing_mm: float = SPACING_MM) -> Grid:
     """Return the grid for a scan; found once.
 
     Raises
@@ -60,13 +74,14 @@ def grid_of(study: Study) -> Grid:
     InputError
         If the scan has no geometry.
     """
-    if CACHE not in study.extras:
-        study.extras[CACHE] = make_grid(study.volume)
-    found: Grid = study.extras[CACHE]
+    kept = f"{CACHE}-{spacing_mm}"
+    if kept not in study.extras:
+        study.extras[kept] = make_grid(study.volume, spacing_mm)
+    found: Grid = study.extras[kept]
     return found
 
 
-def make_grid(volume: Volume) -> Grid:
+def make_grid(volume: Volume, spacing_mm: float = SPACING_MM) -> Grid:
     """Return the grid that just holds everything that is no air."""
     stack = space(volume)
     step = max(1, min(volume.shape[1:]) // 64)
@@ -76,7 +91,7 @@ def make_grid(volume: Volume) -> Grid:
     points = stack.index_to_mm(inside * [1, step, step])
     margin = step * float(stack.spacings_mm.max()) + float(np.nanmax(stack.extents_mm)) / 2
     low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
-    spacing = max(SPACING_MM, float((np.prod(high - low) / MOST_POINTS) ** (1 / 3)))
+    spacing = max(spacing_mm, float((np.prod(high - low) / MOST_POINTS) ** (1 / 3)))
     size = np.ceil((high - low) / spacing).astype(int) + 1
     return low, (int(size[0]), int(size[1]), int(size[2])), spacing
 
@@ -118,18 +133,61 @@ def sample(stack: Stack, values: NDArray[np.generic], grid: Grid, outside: float
     low, (nx, ny, nz), spacing = grid
     result = np.empty((nx, ny, nz), dtype=np.float32)
     x, y = low[0] + spacing * np.arange(nx), low[1] + spacing * np.arange(ny)
-    source = values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
+    find = _even_index if _is_even(stack) else _any_index
     for start in range(0, nz, SLAB):
         z = low[2] + spacing * np.arange(start, min(nz, start + SLAB))
-        points = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1)
-        index = stack.mm_to_index(points)
+        k, row, column = find(stack, x, y, z)
         # The outermost slices stand for half a step more on their far side.
-        beyond = np.clip(index[..., 0], 0, len(stack) - 1)
-        index[..., 0] = np.where(np.abs(index[..., 0] - beyond) <= 0.5, beyond, index[..., 0])
+        beyond = np.clip(k, 0, len(stack) - 1)
+        k = np.where(np.abs(k - beyond) <= 0.5, beyond, k)
+        first, last = max(0, int(np.floor(k.min()))), min(len(stack), int(np.ceil(k.max())) + 1)
+        if first >= last:
+            result[:, :, start : start + SLAB] = outside
+            continue
+        near = values[first:last] if values.dtype == np.uint8 else values[first:last].astype(np.float32, copy=False)
         result[:, :, start : start + SLAB] = ndimage.map_coordinates(
-            source, np.moveaxis(index, -1, 0), order=order, mode="constant", cval=outside, prefilter=False
+            near, [k - first, row, column], order=order, mode="constant", cval=outside, prefilter=False
         )
     return result
+
+
+def _is_even(stack: Stack) -> bool:
+    """Whether slices differ in nothing but their position."""
+    same = max(np.ptp(v, axis=0).max() for v in (stack.row_directions, stack.column_directions, stack.spacings_mm))
+    return bool(same < 1e-9)
+
+
+Axes = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _even_index(stack: Stack, x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64]) -> Axes:
+    """Do as `_any_index`, faster: everything but the slice's position is the same for all points."""
+
+    def along(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+        flat = (x * direction[0])[:, None, None] + (y * direction[1])[:, None]
+        return np.asarray(flat + z * direction[2])
+
+    down, across = stack.column_directions[0], stack.row_directions[0]
+    offset = along(stack.normal)
+    steps = np.concatenate([[stack.offsets_mm[0] - 1e3], stack.offsets_mm, [stack.offsets_mm[-1] + 1e3]])
+    gaps = np.diff(stack.offsets_mm)
+    numbers = np.concatenate([[-1e3 / gaps[0]], np.arange(len(stack)), [len(stack) - 1 + 1e3 / gaps[-1]]])
+    k = np.interp(offset, steps, numbers)
+
+    def inside(direction: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
+        starts = stack.positions_mm @ direction
+        slope = np.diff(starts) / gaps
+        starts = np.concatenate([[starts[0] - 1e3 * slope[0]], starts, [starts[-1] + 1e3 * slope[-1]]])
+        begin = starts[0] if np.ptp(starts) < 1e-9 else np.interp(offset, steps, starts)
+        return np.asarray((along(direction) - begin) / spacing)
+
+    return k, inside(down, float(stack.spacings_mm[0, 0])), inside(across, float(stack.spacings_mm[0, 1]))
+
+
+def _any_index(stack: Stack, x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64]) -> Axes:
+    """Return slice, row and column of every point of a box, each of shape ``(x, y, z)``."""
+    index = stack.mm_to_index(np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1))
+    return index[..., 0], index[..., 1], index[..., 2]
 
 
 def as_nifti(values: NDArray[np.generic], grid: Grid) -> bytes:
