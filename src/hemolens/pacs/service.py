@@ -34,6 +34,7 @@ PURGE_EVERY_S = 600.0
 GRACE_S = 15.0
 """Time that the parts have to end by themselves."""
 LONGEST_PAUSE_S = 30.0
+KILLED_PAUSE_S = 0.5
 SOON_S = 10.0
 """A part that dies sooner after its start is given a pause before the next."""
 
@@ -138,7 +139,9 @@ def _tend(part: Part, config: PacsConfig) -> None:
     if part.process is not None:
         code = part.process.exitcode
         part.failures = part.failures + 1 if now - part.started < SOON_S else 0
-        part.not_before = now + (min(LONGEST_PAUSE_S, 0.25 * 2.0**part.failures) if part.failures > 1 else 0.0)
+        # What was killed from outside can go on; what failed by itself may fail again.
+        longest = LONGEST_PAUSE_S if (code or 0) > 0 else KILLED_PAUSE_S
+        part.not_before = now + (min(longest, 0.25 * 2.0**part.failures) if part.failures > 1 else 0.0)
         LOGGER.warning("%s ended (%s); it is started again", part.role, code)
         part.process = None
     if now < part.not_before:
