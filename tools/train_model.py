@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import time
 import tomllib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,24 @@ from typing import Any
 from hemolens import __version__
 from hemolens.config import to_mapping
 from hemolens.evaluation.card import calibrate_and_measure, uncalibrated, write_card
+from hemolens.inference.predictor import Predictor
+from hemolens.inference.registry import load_model
 from hemolens.models.export import export_onnx
+from hemolens.sources.datasets.cases import DataSet
 from hemolens.sources.datasets.opening import open_datasets
+from hemolens.sources.datasets.pseudo import INDEX, PseudoFolder, read_pseudo, with_pseudo
 from hemolens.sources.splits import Split, read_split
 from hemolens.training.config import load_preset
 from hemolens.training.loop import Progress
 from hemolens.training.provenance import commit
 from hemolens.training.run import PROVENANCE, RunResult, run_training
+from hemolens.training.self_training import SelfTrainingConfig, write_pseudo
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "hemolens" / "models" / "weights"
 BEGINS_ANEW = ""
+PSEUDO = "pseudo"
+"""Key of a stage that learns from what the stage before outlines, too."""
 
 
 def main() -> None:
@@ -81,17 +90,27 @@ def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path
     start, result = BEGINS_ANEW, None
     for number, stage in enumerate(experiment["stage"], start=1):
         folder = run / str(number)
-        config = load_preset(experiment["preset"], {**flatten(stage), "start": start})
-        result = run_training(
-            config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report, export=False
-        )
+        if stage.get(PSEUDO):
+            datasets = with_pseudo(open_datasets(data, tuple(split.datasets)), outlined(start, datasets, split, run))
+        settings = {key: value for key, value in stage.items() if key != PSEUDO}
+        config = load_preset(experiment["preset"], {**flatten(settings), "start": start})
+        result = run_training(config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report)
         origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        settings = {**to_mapping(config), "start": f"stage {number - 1}" if start else BEGINS_ANEW}
-        told.append({"datasets": origin["datasets"], "sessions": origin["sessions"], "config": settings})
+        shown = {**to_mapping(config), "start": f"stage {number - 1}" if start else BEGINS_ANEW}
+        told.append({"datasets": origin["datasets"], "sessions": origin["sessions"], "config": shown})
         start = str(folder)
     if result is None:
         raise SystemExit("The experiment has no [[stage]].")
     return told, result
+
+
+def outlined(teacher: str, datasets: Sequence[DataSet], split: Split, run: Path) -> PseudoFolder:
+    """Return the masks that the stage before derives for its training side; what is derived already is read."""
+    folder = run / f"pseudo-{Path(teacher).name}"
+    if not (folder / INDEX).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # cut off half-way
+        write_pseudo(Predictor(load_model(teacher)), datasets, split.fold(0).train, folder, SelfTrainingConfig())
+    return read_pseudo(folder)
 
 
 def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
