@@ -10,7 +10,6 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -94,7 +93,8 @@ class GuardedHandler(RequestHandler):
         assoc.acceptor.address_info = self.local
         assoc.acceptor.implementation_class_uid = self.ae.implementation_class_uid
         assoc.acceptor.implementation_version_name = self.ae.implementation_version_name
-        assoc.acceptor.supported_contexts = deepcopy(self.server.contexts)
+        # Shared, not copied: negotiation only reads them, and a copy costs more than the rest of an association.
+        assoc.acceptor.supported_contexts = self.server.contexts
         assoc.requestor.address_info = self.remote
         handlers: dict[Any, Any] = dict(self.server._handlers)
         for event, bound in handlers.items():
