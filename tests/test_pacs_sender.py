@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
 from pynetdicom import AE, evt
+from pynetdicom.sop_class import InstanceAvailabilityNotification  # type: ignore[attr-defined]
 
 from dicom_files import write_series
 from hemolens.config import from_mapping
@@ -96,8 +99,6 @@ def test_what_comes_after_a_refused_object_of_the_same_result_waits(tmp_path: Pa
         states = send_once(told)
         assert [state for state, _ in states] == ["done", "queued", "queued"]
         assert "waits for" in states[2][1]
-        import time
-
         time.sleep(0.1)
         assert [state for state, _ in send_once(told)] == ["done"] * 3
     assert len(taken) == len(set(taken)) == 3
@@ -107,8 +108,6 @@ def test_a_peer_that_does_not_know_us_is_tried_again(tmp_path: Path) -> None:
     with peer([0], []) as port:
         config, queue, spool = one_delivery(tmp_path, port)
         text = config.destinations[0]
-        from dataclasses import replace
-
         wrong = replace(text, ae_title="OTHER")  # type: ignore[arg-type]
         Courier(config, wrong, queue, spool).send_due()
     (letter,) = queue.deliveries()
@@ -133,3 +132,29 @@ def test_stow_against_orthanc_and_against_nothing(tmp_path: Path) -> None:
         assert (state, "answered 404" in error) == ("queued", True)
     ((state, error),) = send_once(one_delivery(tmp_path / "c", 1, web=url))
     assert (state, "cannot be reached" in error) == ("queued", True)
+
+
+def test_availability_is_told_where_the_peer_listens(tmp_path: Path) -> None:
+    told: list[Any] = []
+    entity, port = AE(ae_title="PEER"), free_port()
+    entity.add_supported_context(CT)
+    entity.add_supported_context(InstanceAvailabilityNotification)
+
+    def create(event: evt.Event) -> tuple[int, None]:
+        told.append(event.attribute_list)
+        return 0x0000, None
+
+    handlers: list[Any] = [(evt.EVT_C_STORE, lambda event: 0), (evt.EVT_N_CREATE, create)]
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    try:
+        config, queue, spool = one_delivery(tmp_path, port, objects=2)
+        destination = replace(config.destinations[0], availability=True)  # type: ignore[arg-type]
+        Courier(config, destination, queue, spool).send_due()
+    finally:
+        server.shutdown()
+    (notification,) = told
+    (series,) = notification.ReferencedSeriesSequence
+    assert notification.StudyInstanceUID == "1.2.3.4"
+    items = series.ReferencedSOPSequence
+    assert {(i.InstanceAvailability, i.RetrieveAETitle) for i in items} == {("ONLINE", "PEER")}
+    assert {i.ReferencedSOPInstanceUID for i in items} == {d.sop_uid for d in queue.deliveries()}

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    InstanceAvailabilityNotification,
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
 )
@@ -63,6 +65,8 @@ class RefusedError(Exception):
 
 Send = Callable[[Path], None]
 """Brings one file to the peer, or raises `RefusedError`."""
+Notify = Callable[[Sequence[Delivery]], None]
+"""Tells the peer of what it has taken."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,18 @@ class Courier:
         if not due:
             return 0
         try:
-            with self._connected(due) as send:
-                self._send_all(due, send)
+            with self._connected(due) as (send, notify):
+                sent = self._send_all(due, send)
+                if sent:
+                    notify(sent)
         except RefusedError as error:  # no connection: none of them was tried
             for delivery in due:
                 self._fail(delivery, error)
         return len(due)
 
-    def _send_all(self, due: Sequence[Delivery], send: Send) -> None:
+    def _send_all(self, due: Sequence[Delivery], send: Send) -> list[Delivery]:
         held: set[str] = set()
+        sent = []
         for delivery in due:
             try:
                 if delivery.job_id in held:
@@ -110,7 +117,9 @@ class Courier:
                 self._fail(delivery, error)
                 continue
             self.queue.finish_delivery(delivery)
+            sent.append(delivery)
             LOGGER.info("job %s: an object was taken by %s", delivery.job_id, delivery.destination)
+        return sent
 
     def _fail(self, delivery: Delivery, error: RefusedError) -> None:
         settings = self.config.sender
@@ -121,20 +130,34 @@ class Courier:
         LOGGER.warning("job %s: not taken by %s: %s", delivery.job_id, delivery.destination, error)
 
     @contextmanager
-    def _connected(self, due: Sequence[Delivery]) -> Iterator[Send]:
+    def _connected(self, due: Sequence[Delivery]) -> Iterator[tuple[Send, Notify]]:
         destination = self.destination
         if isinstance(destination, WebDestination):
-            yield lambda path: store_web(destination, path, self.config.sender.timeout_s)
+            yield lambda path: store_web(destination, path, self.config.sender.timeout_s), lambda sent: None
             return
-        classes = sorted({delivery.sop_class for delivery in due})
+        classes: list[Any] = sorted({delivery.sop_class for delivery in due})
+        if destination.availability:
+            classes.append(InstanceAvailabilityNotification)
         association = self._associate(destination, classes)
         if association is None:
             where = f"{destination.host}:{destination.port}"
             raise RefusedError(f"{destination.name}: no association with {destination.ae_title} at {where}")
         try:
-            yield lambda path: store_dicom(association, path)
+            yield lambda path: store_dicom(association, path), lambda sent: self._notify(destination, association, sent)
         finally:
             association.release()
+
+    def _notify(self, destination: DicomDestination, association: Any, sent: Sequence[Delivery]) -> None:
+        """Tell of what is available now, where the peer listens to that; a refusal spoils nothing."""
+        if InstanceAvailabilityNotification not in [c.abstract_syntax for c in association.accepted_contexts]:
+            return
+        for job_id in sorted({delivery.job_id for delivery in sent}):
+            paths = [self.spool.root / delivery.path for delivery in sent if delivery.job_id == job_id]
+            for told in availability(paths, destination.ae_title):
+                try:
+                    association.send_n_create(told, InstanceAvailabilityNotification, generate_uid())
+                except (ValueError, RuntimeError) as error:
+                    LOGGER.warning("%s: availability was not told (%s)", destination.name, type(error).__name__)
 
     def _associate(self, destination: DicomDestination, classes: list[Any]) -> Any:
         settings = self.config
@@ -207,6 +230,34 @@ def request_commitment(association: Any, transaction: str, deliveries: Sequence[
     code = getattr(status, "Status", None)
     if code != 0x0000:
         raise RefusedError("no answer" if code is None else f"0x{code:04X}")
+
+
+def availability(paths: Sequence[Path], retrieve_ae: str) -> list[Dataset]:
+    """Return instance availability notifications (PS3.4 R.3.2), one for each study."""
+    tags = ["StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"]
+    by_study: dict[str, dict[str, list[Dataset]]] = {}
+    for path in paths:
+        header = dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+        item.InstanceAvailability, item.RetrieveAETitle = "ONLINE", retrieve_ae
+        series = by_study.setdefault(str(header.StudyInstanceUID), {})
+        series.setdefault(str(header.SeriesInstanceUID), []).append(item)
+    told = []
+    for study, found in by_study.items():
+        notification = Dataset()
+        notification.ReferencedPerformedProcedureStepSequence = []
+        notification.StudyInstanceUID = study
+        notification.ReferencedSeriesSequence = [_series_item(uid, items) for uid, items in found.items()]
+        told.append(notification)
+    return told
+
+
+def _series_item(uid: str, items: list[Dataset]) -> Dataset:
+    item = Dataset()
+    item.SeriesInstanceUID = uid
+    item.ReferencedSOPSequence = items
+    return item
 
 
 def store_web(destination: WebDestination, path: Path, timeout_s: float) -> None:
