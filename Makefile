@@ -8,10 +8,11 @@ OUT ?= hemolens-demo
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo pacs-demo test lint docs clean
 
 help:
 	@echo "make demo   analyze the built-in phantom head; ends with the path of a report (OUT=folder)"
+	@echo "make pacs-demo   Orthanc, hemolens and the OHIF viewer on this computer, with the demo scan sent through"
 	@echo "make test   run every test (ARGS='-k name' for some of them, WORKERS=n);"
 	@echo "            the DICOM reports are also read by dcmtk if it is there: apt-get install dcmtk"
 	@echo "make lint   ruff and mypy"
@@ -20,6 +21,9 @@ help:
 
 demo: $(VENV)/.core
 	@$(PYTHON_IN) -m hemolens analyze --demo -o "$(OUT)" --overwrite
+
+pacs-demo: $(VENV)/.pacs
+	@$(PYTHON_IN) tools/pacs_demo.py $(ARGS)
 
 # One thread for each worker: two workers of two threads on two cores wait for each other.
 test: $(VENV)/.test
@@ -40,6 +44,12 @@ $(VENV)/.core: pyproject.toml tools/make_venv.sh
 	@sh tools/make_venv.sh $(VENV)
 	@echo "Installing hemolens into $(VENV) ..."
 	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.pacs: pyproject.toml tools/make_venv.sh
+	@sh tools/make_venv.sh $(VENV)
+	@echo "Installing hemolens with its PACS part into $(VENV) ..."
+	@$(PIP) -e '.[pacs]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml tools/make_venv.sh

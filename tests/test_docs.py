@@ -191,7 +191,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 def test_make_targets_in_the_pages_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for page in PAGES:
-        for target in re.findall(r"^make (\w+)", page.read_text("utf-8"), re.MULTILINE):
+        for target in re.findall(r"^make ([\w-]+)", page.read_text("utf-8"), re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page_id(page)}: make {target}"
 
 
