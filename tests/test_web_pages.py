@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 from hemolens.errors import DependencyError, InputError, OutputError
 from hemolens.sources.datasets.opening import open_datasets
 from hemolens.web import corrections_page, explanations, models, session, training, uncertain, worklist
-from hemolens.web.corrections_page import ADD, ERASE, RELABEL, apply_event, draft_of, start_over
+from hemolens.web.corrections_page import apply_event, draft_of, start_over
 from hemolens.web.house import WebSettings
 from hemolens.web.session import Study
 from hemolens.web.viewer import ViewerEvent
@@ -74,30 +74,30 @@ def stroke(index: int, points: list[tuple[float, float]], label: int = 4, tool: 
     return ViewerEvent("stroke", index, tool, label, np.array(points), (2.0, 2.0))  # type: ignore[arg-type]
 
 
-def pick(index: int, row: float, column: float) -> ViewerEvent:
-    return ViewerEvent("pick", index, "pick", 0, np.array([[row, column]]))
+def pick(index: int, row: float, column: float, label: int = 0) -> ViewerEvent:
+    return ViewerEvent("pick", index, "pick", label, np.array([[row, column]]))
 
 
 # --- correcting ------------------------------------------------------------------------------------------------------
 
 
 def test_what_the_viewer_says_is_done(study: Study) -> None:
-    assert apply_event(study, stroke(0, [(20.0, 30.0), (20.0, 40.0)], 3), ERASE, 4)
+    assert apply_event(study, stroke(0, [(20.0, 30.0), (20.0, 40.0)], 3))
     assert (study.labels[0, 20, 30:41] == 3).all()
-    assert apply_event(study, stroke(0, [(20.0, 30.0)], 3, "erase"), ERASE, 4)
+    assert apply_event(study, stroke(0, [(20.0, 30.0)], 3, "erase"))
     assert study.labels[0, 20, 30] == 0
-    assert apply_event(study, pick(2, 35.4, 28.6), ERASE, 4)
+    assert apply_event(study, pick(2, 35.4, 28.6))
     assert not (study.labels == 4).any()
-    assert apply_event(study, ViewerEvent("undo", 2), ERASE, 4)
+    assert apply_event(study, ViewerEvent("undo", 2))
     assert (study.labels == 4).sum() == 360
-    assert apply_event(study, ViewerEvent("redo", 2), ERASE, 4)
-    assert apply_event(study, ViewerEvent("undo", 2), ERASE, 4)
-    assert apply_event(study, pick(2, 35, 28), RELABEL, 1)
+    assert apply_event(study, ViewerEvent("redo", 2))
+    assert apply_event(study, ViewerEvent("undo", 2))
+    assert apply_event(study, pick(2, 35, 28, 1))
     assert (study.labels == 1).sum() == 360
     assert study.revision == 7
     assert len(draft_of(study).done) == 3
     assert np.array_equal(study.result.label_map.labels, head()[1]), "the network's own stays"
-    assert not apply_event(study, ViewerEvent("slice", 3), ERASE, 4)
+    assert not apply_event(study, ViewerEvent("slice", 3))
     start_over(study)
     assert not study.corrected
     assert draft_of(study).done == ()
@@ -105,14 +105,14 @@ def test_what_the_viewer_says_is_done(study: Study) -> None:
 
 def test_a_click_to_add_outlines_what_is_there(volume: Any) -> None:
     empty = study_of(volume, labels=np.zeros_like(head()[1]))
-    assert apply_event(empty, pick(2, 36, 29), ADD, 4)
+    assert apply_event(empty, pick(2, 36, 29, 4))
     found, true = empty.labels == 4, head()[1] == 4
     assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8
 
 
 def test_a_click_beside_every_lesion_is_refused_in_one_sentence(study: Study) -> None:
     with pytest.raises(InputError, match="no lesion is outlined there"):
-        apply_event(study, pick(0, 5, 5), ERASE, 4)
+        apply_event(study, pick(0, 5, 5))
     assert study.revision == 0
 
 

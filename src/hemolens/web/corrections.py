@@ -236,6 +236,11 @@ def stroke_mask(shape: Sequence[int], points: NDArray[np.float64], radius: tuple
     return mask
 
 
+def is_outlined(label_map: LabelMap, place: Place) -> bool:
+    """Whether a click at a place means a lesion that is outlined already."""
+    return _nearest(label_map, place) is not None
+
+
 def lesion_at(label_map: LabelMap, place: Place) -> Mask:
     """Return the voxels of the lesion at a place, or of the nearest one within `SNAP_PX` on the same slice.
 
@@ -244,16 +249,26 @@ def lesion_at(label_map: LabelMap, place: Place) -> Mask:
     InputError
         If there is none.
     """
+    found = _nearest(label_map, place)
+    if found is None:
+        raise InputError(
+            f"slice {place[0]}", "no lesion is outlined there", "Click inside an outline, or use the brush."
+        )
+    numbers = number_lesions(label_map)
+    return np.asarray(numbers == numbers[found])
+
+
+def _nearest(label_map: LabelMap, place: Place) -> Place | None:
+    """Return the outlined voxel nearest to a place on its slice, if one lies within `SNAP_PX`."""
     index, row, column = place
     if not 0 <= index < len(label_map.volume):
-        raise InputError(f"slice {index}", "is not in this scan", "Click on a slice that is shown.")
+        return None
     blood = np.argwhere(label_map.labels[index] > 0)
     away = np.hypot(*(blood - (row, column)).T) if len(blood) else np.array([np.inf])
     if away.min() > SNAP_PX:
-        raise InputError(f"slice {index}", "no lesion is outlined there", "Click inside an outline, or use the brush.")
-    r, c = blood[int(away.argmin())]
-    numbers = number_lesions(label_map)
-    return np.asarray(numbers == numbers[index, r, c])
+        return None
+    r, c = (int(n) for n in blood[int(away.argmin())])
+    return index, r, c
 
 
 def region_at(volume: Volume, place: Place, prediction: Prediction | None = None) -> Mask:

@@ -9,11 +9,10 @@ from typing import Any
 import streamlit as st
 
 from hemolens.errors import HemolensError, InputError
-from hemolens.labels import SUBTYPES, subtype_at
 from hemolens.measurements.findings import format_amount
 from hemolens.reports.folder import write_folder
 from hemolens.web import session
-from hemolens.web.corrections import Draft
+from hemolens.web.corrections import Draft, is_outlined
 from hemolens.web.findings import answer, findings_now
 from hemolens.web.reports import AUTHOR, correction
 from hemolens.web.saving import CORRECTION, RECORD, author_name, zipped
@@ -22,13 +21,15 @@ from hemolens.web.training_folder import add_to_training, count
 from hemolens.web.viewer import ViewerEvent, label_overlay
 from hemolens.web.viewer import show as show_viewer
 
-ERASE, RELABEL, ADD = "Erase the lesion", "Relabel the lesion", "Add a lesion"
-CLICK = "hemolens_click"
-LABEL = "hemolens_label"
+HOW = """
+Choose a tool in the bar above the scan:
+- **Brush** paints blood of the kind chosen beside it; **Eraser** takes it away.
+- **Pick** and a click on an outlined lesion give the whole of it that kind, in all slices, or with “Nothing: remove it”
+  take it away; a click on blood that nobody outlined outlines it.
+"""
 TRAINING = "training"
 """Folder for training under that of `hemolens web --keep`."""
 REFUSED = "correct refused"
-FIRST_LABEL = 4
 
 
 def draft_of(study: Study) -> Draft:
@@ -41,15 +42,11 @@ def draft_of(study: Study) -> Draft:
     return found
 
 
-def apply_event(study: Study, event: ViewerEvent, click: str, label: int) -> bool:
+def apply_event(study: Study, event: ViewerEvent) -> bool:
     """Do what a reader did in the viewer; return whether the outlines changed.
 
-    Parameters
-    ----------
-    click
-        What a click means: `ERASE`, `RELABEL` or `ADD`.
-    label
-        Subtype for `RELABEL` and `ADD`; a brush stroke has its own.
+    A click on a lesion relabels it, or takes it away where the label is 0; a click on anything else outlines what is
+    there.
 
     Raises
     ------
@@ -65,12 +62,12 @@ def apply_event(study: Study, event: ViewerEvent, click: str, label: int) -> boo
         now = draft.redo()
     elif event.kind == "pick" and len(event.points):
         place = (event.slice, event.row, event.column)
-        if click == ERASE:
+        if event.label == 0:
             now = draft.erase_lesion(place)
-        elif click == RELABEL:
-            now = draft.relabel_lesion(place, label)
+        elif is_outlined(draft.label_map, place):
+            now = draft.relabel_lesion(place, event.label)
         else:
-            now = draft.add_lesion(place, label, study.prediction)
+            now = draft.add_lesion(place, event.label, study.prediction)
     else:
         return False
     return put(study, now)
@@ -96,31 +93,20 @@ def show(study: Study, ui: Any) -> None:
     """Draw the page."""
     left, right = ui.columns([7, 4])
     with left:
-        bar = st.columns([3, 2], vertical_alignment="bottom")
-        click = bar[0].segmented_control(
-            "A click on the scan means (tool: pick)", [ERASE, RELABEL, ADD], default=ERASE, key=CLICK
-        )
-        label = bar[1].selectbox(
-            "Subtype for relabeling and adding",
-            [s.index for s in SUBTYPES],
-            index=FIRST_LABEL - 1,
-            format_func=lambda index: subtype_at(index).title,
-            key=LABEL,
-        )
         event = show_viewer(
             study, [label_overlay(study.labels, "corrected", "Outlines", editable=True)], key="correct", tools=True
         )
     if event is not None:
-        _do(study, event, click or ERASE, int(label))
+        _do(study, event)
     with right:
         _history(study)
         _save(study)
 
 
-def _do(study: Study, event: ViewerEvent, click: str, label: int) -> None:
+def _do(study: Study, event: ViewerEvent) -> None:
     with study_lock(study):
         try:
-            changed = apply_event(study, event, click, label)
+            changed = apply_event(study, event)
             refused = study.extras.pop(REFUSED, None) is not None
         except InputError as error:
             study.extras[REFUSED] = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
@@ -158,9 +144,7 @@ def _history(study: Study) -> None:
     if draft.done:
         st.markdown("\n".join(f"{n}. {edit.told()}" for n, edit in enumerate(draft.done[-8:], len(draft.done[-8:]))))
     else:
-        st.caption(
-            "Nothing is changed yet. Draw with the brush, take away with the eraser, or pick a lesion with a click."
-        )
+        st.markdown(HOW)
     for lesion in findings.lesions[:8]:
         st.button(
             f"Go to lesion {lesion.id}: {lesion.subtype}, {format_amount(lesion.size, after.unit)}",
@@ -196,13 +180,14 @@ def _save(study: Study) -> None:
         width="stretch",
         key="download-correction",
     )
-    keep = session.settings().keep
-    if keep is None:
+    folder = session.settings().keep
+    if folder is None:
         st.caption(
             "To add corrections to a training folder, start the app with a folder to keep them in: "
             "`hemolens web --keep DIR`."
         )
         return
+    keep = Path(folder)
     if st.button("Keep on the server", icon=":material/save:", width="stretch", key="keep-correction"):
         _told(lambda: f"Saved in {keep_correction(study, keep, author, checked)}.")
     if st.button(
