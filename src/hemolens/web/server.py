@@ -126,7 +126,8 @@ def make_app(settings: WebSettings, *, host: str, port: int) -> Any:
 
 def serve(settings: WebSettings, *, host: str = "127.0.0.1", port: int = 8501) -> None:
     """Serve the web app until it is interrupted."""
-    make_app(settings, host=host, port=port).run(config=_config(host, port))
+    options = {**_config(host, port), "server.disconnectedSessionTTL": int(min(60, settings.idle_s))}
+    make_app(settings, host=host, port=port).run(config=options)
 
 
 def _config(host: str, port: int) -> dict[str, Any]:
@@ -137,7 +138,6 @@ def _config(host: str, port: int) -> dict[str, Any]:
         "server.headless": True,
         "server.fileWatcherType": "none",
         "server.maxUploadSize": 2048,
-        "server.disconnectedSessionTTL": 60,
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "type",

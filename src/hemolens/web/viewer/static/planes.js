@@ -94,7 +94,7 @@ class Planes {
   }
 
   async draw(Niivue, data, parts) {
-    const common = { logLevel: "error", backColor: [0, 0, 0, 1], isRadiologicalConvention: true, dragAndDropEnabled: false, isColorbar: false, loadingText: "", forceDevicePixelRatio: 1 };
+    const common = { logLevel: "error", backColor: [0, 0, 0, 1], isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false, isColorbar: false, loadingText: "", forceDevicePixelRatio: 1 };
     const labels = labelColors(data.subtypes);
     const open = async (canvas, [head, lesions], options, skull) => {
       const view = new Niivue({ ...common, ...options });
