@@ -249,7 +249,7 @@ def test_segments_say_what_and_by_whom(tmp_path: Path) -> None:
     assert seg.ContentQualification == "RESEARCH"
     assert "research use only" in seg.SeriesDescription
     subdural, ventricular = (seg.get_segment_description(n) for n in (1, 2))
-    assert (subdural.segment_label, subdural.segmented_property_type.value) == ("Subdural hemorrhage", "95453001")
+    assert (subdural.segment_label, subdural.segmented_property_type.value) == ("Subdural hemorrhage", "35486000")
     assert ventricular.segmented_property_type.value == "23276006"
     assert subdural.segmented_property_category.value == "49755003"
     color = highdicom.color.CIELabColor.from_dicom_value(subdural.RecommendedDisplayCIELabValue)

@@ -1,7 +1,10 @@
 """The kinds of hemorrhage: one place for their names, indices, codes and colors. Imports nothing heavy.
 
 SNOMED CT codes are those of the hemorrhage itself (morphology plus site), as DICOM SEG and SR carry them in
-*Segmented Property Type Code Sequence* (PS3.3 C.8.20.4); colors are those of BHSD's published masks.
+*Segmented Property Type Code Sequence* (PS3.3 C.8.20.4): 82999001 Epidural intracranial hemorrhage and 35486000
+Subdural intracranial hemorrhage as OHDSI's Athena and MR-RATE's map of pathologies name them, 274100004 Cerebral
+hemorrhage and 23276006 Ventricular hemorrhage as NLM's value set 2.16.840.1.113883.3.117.1.7.1.212 does. Colors are
+those of BHSD's published masks.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ class Subtype:
 
 
 SUBTYPES: tuple[Subtype, ...] = (
-    Subtype("epidural", 1, "Epidural", "EDH", "68752002", (230, 75, 53)),
-    Subtype("subdural", 2, "Subdural", "SDH", "95453001", (0, 190, 110)),
+    Subtype("epidural", 1, "Epidural", "EDH", "82999001", (230, 75, 53)),
+    Subtype("subdural", 2, "Subdural", "SDH", "35486000", (0, 190, 110)),
     Subtype("subarachnoid", 3, "Subarachnoid", "SAH", "21454007", (60, 200, 230)),
     Subtype("intraparenchymal", 4, "Intraparenchymal", "IPH", "274100004", (70, 120, 255)),
     Subtype("intraventricular", 5, "Intraventricular", "IVH", "23276006", (255, 205, 40)),

@@ -34,7 +34,7 @@ from hemolens.sources.dicom.origin import CHARACTER_SET, IDENTITY, TYPE_2, read_
 from hemolens.sources.dicom.tags import quiet
 from hemolens.volume import DicomOrigin, SourceInfo, Volume
 
-OBJECTS_VERSION = "1"
+OBJECTS_VERSION = "2"
 """Part of every UID; raised when the same findings are written down differently."""
 SERIES_NUMBERS = {"SEG": 9801, "SR": 9802, "OT": 9803}
 """Of the series by modality: high enough to stay behind a scanner's own."""
