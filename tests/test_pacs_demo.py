@@ -30,6 +30,8 @@ PLACES = """points => {
   const box = shown.canvas.getBoundingClientRect();
   return points.map(p => { const [x, y] = shown.worldToCanvas(p); return [box.left + x, box.top + y]; });
 }"""
+LOADED = """() => services.displaySetService.getActiveDisplaySets()
+  .filter(set => set.Modality === 'SR').flatMap(set => (set.measurements ?? []).map(m => m.loaded))"""
 SHOWN = "() => { try { return cornerstone.getEnabledElements()[0].viewport.getCurrentImageId() } catch { return '' } }"
 
 
@@ -88,7 +90,8 @@ def test_the_overlay_lies_where_the_lesion_is(tmp_path: Path) -> None:
         page.get_by_text("Confirm and hide").click(timeout=180_000)
         pixels, inside = wait_for_overlay(page, seg)
         if SHOT:
-            Image.fromarray(pixels).quantize(64).save(SHOT, optimize=True)
+            Image.fromarray(pixels).quantize(255, method=Image.Quantize.FASTOCTREE).save(SHOT, optimize=True)
+        check_report(page)
         browser.close()
     colored = colorful(pixels)
     assert sum(len(places) for places in inside.values()) > 200
@@ -120,6 +123,18 @@ def wait_for_overlay(page: Any, seg: Dataset) -> tuple[np.ndarray, dict[tuple[in
         if colorful(pixels)[y, x].mean() > 0.9:
             return pixels, places
     pytest.fail("no overlay was drawn within two minutes")
+
+
+def check_report(page: Any) -> None:
+    """The report opens over the images, and each of its lesions has found its place there."""
+    page.get_by_text("hemolens report").dblclick()
+    loaded: list[bool] = []
+    for _ in range(60):
+        page.wait_for_timeout(1000)
+        loaded = page.evaluate(LOADED)
+        if len(loaded) > 1 and all(loaded[1:]) and "/instances/" in page.evaluate(SHOWN):
+            return
+    pytest.fail(f"the report was not shown: {loaded}")
 
 
 def colorful(pixels: np.ndarray) -> np.ndarray:

@@ -78,6 +78,18 @@ VIEWER = {
         }
     ],
 }
+REPORTS = """
+// OHIF 3.12 stops reading a report at a measurement group without coordinates, and shows nothing of it. The group
+// of the scan as a whole has none: give it to the images, so that the lesions are shown and can be stepped through.
+window.config.customizationService.push({ onBeforeSRAddMeasurement: { $set: ({ measurement }) => {
+  if (!measurement.coords?.length) {
+    const sets = window.services?.displaySetService.getActiveDisplaySets() ?? [];
+    measurement.coords = [{}];
+    measurement.displaySetInstanceUID = sets.find(set => set.Modality === 'CT')?.displaySetInstanceUID;
+  }
+  return measurement;
+} } });
+"""
 WAIT_S = 300.0
 
 
@@ -282,7 +294,7 @@ class ViewerHandler(SimpleHTTPRequestHandler):
         if path.startswith("/dicom-web/"):
             self._forward()
         elif path == "/app-config.js":
-            self._answer(200, "text/javascript", f"window.config = {json.dumps(VIEWER)};".encode())
+            self._answer(200, "text/javascript", f"window.config = {json.dumps(VIEWER)};{REPORTS}".encode())
         else:
             if not Path(self.translate_path(path)).is_file():
                 self.path = "/index.html"  # the viewer's own addresses, such as /viewer
