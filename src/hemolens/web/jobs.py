@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.errors import HemolensError, InputError
@@ -63,7 +64,7 @@ class Order:
     path: Path
     options: ReadOptions = field(default_factory=ReadOptions)
     origin: session.Origin = "upload"
-    truth: Callable[[], NDArray[object]] | None = None
+    truth: Callable[[], NDArray[np.uint8]] | None = None
     """Gives the true label map, where there is one."""
     cleanup: Callable[[], None] | None = None
     """Called when the files are needed no more, whatever happened."""
@@ -193,7 +194,7 @@ class Office:
         predictor = self._load()
         result = analyze_named(job.order, job.tell, predictor)
         truth = job.order.truth() if job.order.truth is not None else None
-        study = session.Study(name=job.name, result=result, origin=job.order.origin, truth=truth)  # type: ignore[arg-type]
+        study = session.Study(name=job.name, result=result, origin=job.order.origin, truth=truth)
         if self._settings.keep is not None:
             job.tell("keep", 0.0)
             result.save(free_folder(self._settings.keep, study.name))

@@ -41,7 +41,7 @@ class Study:
     """As its owner named it; shown to its owner only, never logged."""
     result: Result
     """What the network found; never changed."""
-    labels: NDArray[np.uint8] = None  # type: ignore[assignment]  # filled below
+    labels: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
     """The label map as it stands now: the network's until it is corrected. Change it with `correct` only."""
     origin: Origin = "upload"
     truth: NDArray[np.uint8] | None = None
@@ -54,7 +54,7 @@ class Study:
     """What pages keep with the study: maps, another model's result, the history of corrections."""
 
     def __post_init__(self) -> None:
-        if self.labels is None:
+        if not self.labels.size:
             self.labels = self.result.label_map.labels
 
     @property

@@ -155,7 +155,7 @@ def lay_out(room: Room, study: Study, key: str, overlay: Overlay) -> dict[str, A
     with room.lock:
         known = room.shelf.get(name)
         if known is None or known.source is not values:
-            digest = hashlib.blake2b(np.ascontiguousarray(values), digest_size=8).hexdigest()
+            digest = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=8).hexdigest()
             make = partial(overlay_bytes, values, how)
             present = tuple(int(v) for v in np.flatnonzero(np.bincount(values.ravel()))) if overlay.is_labels else ()
             room.shelf[name] = Shelved("application/octet-stream", make, True, digest, values, present)

@@ -195,8 +195,8 @@ def as_nifti(values: NDArray[np.generic], grid: Grid) -> bytes:
     low, _, spacing = grid
     affine = np.diag([-spacing, -spacing, spacing, 1.0])
     affine[:3, 3] = -low[0], -low[1], low[2]
-    image = nibabel.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm")
+    image = nibabel.Nifti1Image(values, affine)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
     return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
 
 
