@@ -93,7 +93,7 @@ def test_painting_and_erasing_change_one_slice_and_can_be_taken_back() -> None:
     assert (painted.labels[2, 70, 20:51] == 5).all()
     changed = np.flatnonzero((painted.labels != start.labels).any(axis=(1, 2)))
     assert changed.tolist() == [2]
-    assert painted.done[0].told() == "Painted intraventricular (slice 2)"
+    assert painted.done[0].told() == "Painted intraventricular (slice 3)"
     erased = painted.paint(2, np.array([[70.0, 35.0]]), (4, 4), 0)
     assert erased.labels[2, 70, 35] == 0
     assert erased.labels[2, 70, 20] == 5
@@ -156,10 +156,10 @@ def test_a_click_means_the_whole_lesion_in_three_dimensions() -> None:
     assert not (erased.labels == 4).any()
     assert (erased.labels == 2).sum() == (start.labels == 2).sum()
     assert erased.done[0].slices == (1, 2, 3)
-    assert erased.done[0].told() == "Erased a lesion (slices 1 to 3)"
+    assert erased.done[0].told() == "Erased a lesion (slices 2 to 4)"
     relabeled = start.relabel_lesion((3, 21, 39), 1)
     assert (relabeled.labels == 1).sum() == (start.labels == 4).sum()
-    assert relabeled.done[0].told() == "Relabeled a lesion as epidural (slices 1 to 3)"
+    assert relabeled.done[0].told() == "Relabeled a lesion as epidural (slices 2 to 4)"
 
 
 def test_a_click_beside_a_thin_outline_means_it_and_one_far_away_says_so() -> None:

@@ -86,7 +86,7 @@ def test_lesions_and_subtypes_are_told_with_their_abc2(study: Study) -> None:
     assert rows[0].title.startswith("1 · Intraparenchymal · ")
     assert rows[0].slice in {1, 2, 3}
     assert rows[1].slice == 4
-    assert "slices 1–3" in rows[0].details
+    assert "slices 2–4" in rows[0].details
     assert f"ABC/2 {estimates[1].volume_ml:.1f} ml" in rows[0].details
     assert "ABC/2 ~" in rows[1].details, "rough for a subdural one"
     by_subtype = {row.title: row for row in panel.subtype_rows(study.findings, estimates)}
@@ -116,7 +116,7 @@ def test_pictures_without_spacing_are_told_in_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slices", "told"), [((3,), "slice 3"), ((1, 2, 3, 7), "slices 1–3, 7"), ((0, 2), "slices 0, 2")]
+    ("slices", "told"), [((3,), "slice 4"), ((1, 2, 3, 7), "slices 2–4, 8"), ((0, 2), "slices 1, 3")]
 )
 def test_slices_are_told_short(slices: tuple[int, ...], told: str) -> None:
     assert panel.slices_told(slices) == told
@@ -144,7 +144,7 @@ def test_the_panel_is_drawn_and_its_buttons_jump(study: Study) -> None:
     assert not app.exception
     told = text_of(app)
     assert "**Hemorrhage likely.**" in told
-    assert "**Caution:** Metal at the skull base (slices 1–2)." in told
+    assert "**Caution:** Metal at the skull base (slices 2–3)." in told
     assert "**Note:** Tilted by 18 degrees." in told
     assert "| Intraparenchymal |" in told
     assert len(app.button) == 2
@@ -196,7 +196,7 @@ def test_the_least_certain_scan_comes_first_and_says_why(study: Study) -> None:
     assert doubt(sure.findings).reasons == ()
     assert "spans the threshold" in doubt(wide.findings).reasons[0]
     assert "called negative, yet blood is outlined" in doubt(odd.findings).reasons
-    assert "unsure on slices 1–3" in doubt(slices.findings).reasons[0]
+    assert "unsure on slices 2–4" in doubt(slices.findings).reasons[0]
     assert doubt(slices.findings).slices[0] == 1
     wide.correct(np.zeros_like(wide.labels))
     assert ranked([sure, wide])[-1][0] is wide, "what was corrected comes last"

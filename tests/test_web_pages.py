@@ -122,7 +122,7 @@ def test_events_are_done_once_and_the_page_shows_them(study: Study, told: Any, m
     app = drawn("corrections_page", study)
     assert not app.exception
     assert not (study.labels == 2).any()
-    assert "1. Erased a lesion (slice 4)" in text_of(app)
+    assert "1. Erased a lesion (slice 5)" in text_of(app)
     assert "in 2 lesions. Now:" in text_of(app)
     next(b for b in app.button if b.label == "Undo").click().run()
     assert (study.labels == 2).any()

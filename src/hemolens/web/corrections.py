@@ -60,8 +60,9 @@ class Edit:
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def told(self) -> str:
-        """Say it in a few words, such as ``Relabeled a lesion as subdural (slices 4-9)``."""
-        where = f"slice {self.slices[0]}" if len(self.slices) == 1 else f"slices {self.slices[0]} to {self.slices[-1]}"
+        """Say it in a few words, slices counted from 1: ``Relabeled a lesion as subdural (slices 4 to 9)``."""
+        first, last = self.slices[0] + 1, self.slices[-1] + 1
+        where = f"slice {first}" if first == last else f"slices {first} to {last}"
         name = subtype_at(self.label).name if self.label else ""
         verbs = {
             "brush": f"Painted {name}", "erase": "Erased with the brush", "erase lesion": "Erased a lesion",

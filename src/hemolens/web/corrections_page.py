@@ -23,9 +23,9 @@ from hemolens.web.viewer import show as show_viewer
 
 HOW = """
 Choose a tool in the bar above the scan:
-- **Brush** paints blood of the kind chosen beside it; **Eraser** takes it away.
-- **Pick** and a click on an outlined lesion give the whole of it that kind, in all slices, or with “Nothing: remove it”
-  take it away; a click on blood that nobody outlined outlines it.
+- **Add** paints blood of the kind chosen beside it; **Erase** takes it away.
+- **Click**, then press on a lesion: the whole of it, in all slices, becomes that kind, or goes with “Nothing: remove
+  it”. Press on blood that nobody outlined: it is outlined.
 """
 TRAINING = "training"
 """Folder for training under that of `hemolens web --keep`."""
@@ -145,8 +145,9 @@ def _history(study: Study) -> None:
         st.markdown("\n".join(f"{n}. {edit.told()}" for n, edit in enumerate(draft.done[-8:], len(draft.done[-8:]))))
     else:
         st.markdown(HOW)
+    fold = st.expander("Go to a lesion")
     for lesion in findings.lesions[:8]:
-        st.button(
+        fold.button(
             f"Go to lesion {lesion.id}: {lesion.subtype}, {format_amount(lesion.size, after.unit)}",
             key=f"correct-lesion-{study.id}-{lesion.id}",
             on_click=session.go_to,

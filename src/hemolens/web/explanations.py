@@ -76,7 +76,11 @@ def show(study: Study, ui: Any) -> None:
     method = bar[0].selectbox("Method", list(METHODS), format_func=lambda name: METHODS[name], key="explain-method")
     finding = bar[1].selectbox("Finding", FINDING_NAMES, key="explain-finding")
     slices = bar[2].multiselect(
-        "Slices", range(len(study.volume)), default=suggested_slices(study), key=f"explain-slices-{study.id}"
+        "Slices",
+        range(len(study.volume)),
+        default=suggested_slices(study),
+        format_func=lambda k: str(k + 1),
+        key=f"explain-slices-{study.id}",
     )
     if ui.button("Show the evidence", type="primary", disabled=not slices, key="explain-go"):
         bar_told = ui.progress(0.0, text="Asking the network …")

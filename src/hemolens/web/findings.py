@@ -158,9 +158,9 @@ def subtype_rows(findings: Findings, estimates: dict[int, Abc2]) -> list[Subtype
 
 
 def slices_told(slices: tuple[int, ...]) -> str:
-    """Write slice numbers short: ``slices 3–7, 9``."""
+    """Write slices short, counted from 1 as the viewer does: ``slices 3–7, 9``."""
     runs: list[list[int]] = []
-    for index in slices:
+    for index in (k + 1 for k in slices):
         if runs and index == runs[-1][1] + 1:
             runs[-1][1] = index
         else:
@@ -240,7 +240,7 @@ def _lesion(study: Study, row: LesionRow, ui: Any) -> None:
         on_click=session.go_to,
         args=(st.session_state, study, row.slice),
         width="stretch",
-        help=f"Show slice {row.slice}",
+        help=f"Show slice {row.slice + 1}",
     )
     ui.caption(row.details)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from hemolens.measurements.findings import NOTICE, Findings
+from hemolens.measurements.findings import Findings
 from hemolens.reports.as_json import to_text
 from hemolens.reports.dicom_common import obstacle
 from hemolens.reports.dicom_files import dicom_files
@@ -113,7 +113,7 @@ def show(study: Study, ui: Any) -> None:
             max_chars=64,
             placeholder="Ada Reader",
         )
-    ui.markdown("Each file is made when you press its button; nothing is kept on the server.")
+    ui.markdown("Each file is made when you press its button.")
     for number, one in enumerate(downloads(study, author)):
         ui.download_button(
             one.title,
@@ -128,7 +128,6 @@ def show(study: Study, ui: Any) -> None:
         )
     for line in missing(study, author):
         ui.caption(line)
-    ui.caption(NOTICE)
 
 
 def missing(study: Study, author: str) -> list[str]:
