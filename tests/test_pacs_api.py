@@ -14,17 +14,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from pydicom import dcmread
 
 from conftest import IN_CI
 from hemolens.config import from_mapping
+from hemolens.demo import demo_source
 from hemolens.errors import QueueError
 from hemolens.pacs import priors, webhook
 from hemolens.pacs.api import make_app, run_api
 from hemolens.pacs.config import PacsConfig
+from hemolens.pacs.incoming import Header, read_file_header
 from hemolens.pacs.queue import DeliveryState, JobState, Queue, open_queue
 from hemolens.pacs.spool import Spool
 from hemolens.pacs.worklist import Urgency, ordered
@@ -284,6 +288,20 @@ def test_the_scan_before_is_that_of_the_same_patient(queue: Queue) -> None:
     assert priors.link(queue, first) is None
     with pytest.raises(ValueError, match="two patients"):
         priors.change(job, queue.worklist()[-2])
+
+
+def test_two_patients_without_a_number_are_not_taken_for_one() -> None:
+    def header(number: str, study: str) -> Header:
+        dataset = dcmread(demo_source() / "12.dcm")
+        dataset.PatientID, dataset.StudyInstanceUID = number, study
+        stream = BytesIO()
+        dataset.save_as(stream)
+        return read_file_header(stream.getvalue(), b"salt")
+
+    assert header("", "1.2.3").patient_key != header("", "1.2.4").patient_key
+    assert header("", "1.2.3").patient_key == header("", "1.2.3").patient_key
+    assert header("7", "1.2.3").patient_key == header("7", "1.2.4").patient_key
+    assert header("7", "1.2.3").patient_key != header("8", "1.2.3").patient_key
 
 
 @pytest.mark.parametrize(

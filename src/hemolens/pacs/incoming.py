@@ -108,7 +108,9 @@ def _damaged() -> DecodeError:
 def _header(found: Dataset, salt: bytes) -> Header:
     modality = _text(found, "Modality")[:16]
     sop_class = _uid(found, "SOPClassUID")
-    patient = "|".join((_text(found, "PatientID"), _text(found, "IssuerOfPatientID")))
+    number = _text(found, "PatientID")
+    # Nobody knows whether two patients without a number are one: each of their studies stands for itself.
+    patient = "|".join((number, _text(found, "IssuerOfPatientID"))) if number else _uid(found, "StudyInstanceUID")
     accession = _text(found, "AccessionNumber")
     return Header(
         sop_class=sop_class,
