@@ -329,3 +329,27 @@ def test_what_failed_is_told_until_it_is_cleared(here: House, tmp_path: Path) ->
     ]
     next(b for b in app.button if b.label == "Clear messages").click().run()
     assert not app.error
+
+
+def test_a_job_that_ends_while_the_page_is_drawn_is_not_missed(
+    here: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    import hemolens.web
+    from hemolens.web import opening
+
+    app = AppTest.from_file(str(Path(hemolens.web.__file__).parent / "app.py"), default_timeout=120).run()
+    room, order = session.room(app.session_state), order_of(tmp_path)
+    drop_box, begun = opening.drop_box, []
+
+    def late() -> None:
+        """Begin and end an analysis after the list of jobs was looked through."""
+        if not begun:
+            begun.append(finish(here.office.submit(room, order)))
+        drop_box()
+
+    monkeypatch.setattr(opening, "drop_box", late)
+    app.run()
+    assert begun[0].state is Stage.DONE
+    assert [r.options for r in app.radio] == [["head"]]

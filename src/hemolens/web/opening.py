@@ -35,6 +35,8 @@ def show() -> None:
         st.rerun()
     columns[1].caption("A computed phantom head with four bleeds of known volume: no patient.")
     jobs = _jobs()
+    if any(job.state in {Stage.DONE, Stage.CANCELED} for job in jobs):
+        st.rerun()  # it ended since `collect` looked
     if any(not job.over for job in jobs):
         st.fragment(_progress, run_every=POLL_S)()
     else:
