@@ -82,6 +82,7 @@ def data_of(path: Path) -> bytes:
     return content[144 + int.from_bytes(content[140:144], "little") :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "method"), [("pacs", None), ("web", None), ("pacs", "move")])
 def test_every_ct_series_comes_once_and_unchanged(
     archive: Orthanc, queue: Queue, tmp_path: Path, source: str, method: str | None
@@ -141,6 +142,7 @@ def test_a_pull_with_a_limit_goes_on_where_it_ended(archive: Orthanc, queue: Que
     assert (second.known, second.pulled, second.instances) == (2, 3, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["pacs", "web"])
 def test_a_full_spool_stops_the_pull_and_keeps_what_came(
     archive: Orthanc, queue: Queue, tmp_path: Path, source: str
