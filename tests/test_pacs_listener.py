@@ -20,7 +20,7 @@ from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[at
 from dicom_files import Series, write_series
 from hemolens.errors import ConfigError
 from hemolens.pacs.config import ListenerConfig, PacsConfig, SpoolConfig
-from hemolens.pacs.listener import Listener
+from hemolens.pacs.listener import Listener, file_head
 from hemolens.pacs.queue import Queue, open_queue
 from hemolens.pacs.security import AllowList
 from hemolens.pacs.spool import Spool
@@ -68,6 +68,21 @@ def test_dcmtk_sends_a_real_series_and_its_bytes_are_kept(port: Open, data: Path
         dataset = dcmread(spool.root / instance.path)
         assert dataset.file_meta.MediaStorageSOPInstanceUID == instance.sop_uid
         assert dataset.pixel_array.shape == (512, 512)
+
+
+def test_the_head_of_a_file_is_what_pynetdicom_would_write() -> None:
+    from pynetdicom.dsutils import create_file_meta, encode_file_meta
+
+    for uid in ("1.2.34", "1.2.3"):
+        meta = create_file_meta(
+            sop_class_uid=CTImageStorage, sop_instance_uid=uid, transfer_syntax="1.2.840.10008.1.2.1"
+        )
+        named = encode_file_meta(meta)
+        head = file_head(CTImageStorage, uid, "1.2.840.10008.1.2.1")
+        # It leaves out the name of the software version, which comes last, and is shorter by that.
+        assert named[12:].startswith(head[144:])
+        assert named[12 + len(head[144:]) :].startswith(b"\x02\0\x13\0SH")
+        assert int.from_bytes(head[140:144], "little") == len(head) - 144
 
 
 def test_compressed_bytes_are_kept_as_they_came(port: Open) -> None:

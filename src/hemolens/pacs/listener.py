@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import struct
 import threading
 from contextlib import suppress
 from typing import Any
 
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom import (
+    AE,
+    ALL_TRANSFER_SYNTAXES,
+    PYNETDICOM_IMPLEMENTATION_UID,
+    AllStoragePresentationContexts,
+    evt,
+)
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     Verification,
@@ -32,6 +39,9 @@ MISMATCH_WARNING = 0xB007
 """Kept, and something is at odds (PS3.4 B.2.3: data set does not match SOP class; the nearest of the warnings)."""
 CANNOT_UNDERSTAND = 0xC000
 MIB = 1024**2
+PREAMBLE = b"\0" * 128 + b"DICM"
+VERSION_ELEMENT = b"\x02\0\x01\0OB\0\0\x02\0\0\0\0\x01"
+"""File Meta Information Version, (0002,0001)."""
 MESSAGE_OVERHEAD = 65536
 """What a message may have beside its instance."""
 
@@ -145,7 +155,6 @@ class Listener:
             return CANNOT_UNDERSTAND
 
     def _store(self, event: evt.Event) -> int:
-        content = event.encoded_dataset(include_meta=True)
         data = event.encoded_dataset(include_meta=False)
         header = read_header(data, str(event.context.transfer_syntax), self._salt)
         request: Any = event.request
@@ -157,6 +166,7 @@ class Listener:
         calling = (str(peer.ae_title).strip(), str(peer.address))
         # The file meta information tells who sent it; only the data set counts for what is the same.
         digest = hashlib.sha256(data).hexdigest()
+        content = b"".join((file_head(*told, str(event.context.transfer_syntax)), data))
         kept = keep(self._queue, self._spool, header, content, digest, calling)
         if kept is Kept.CONFLICT:
             LOGGER.warning(
@@ -176,6 +186,18 @@ class Listener:
             LOGGER.warning("a storage commitment report could not be read")
             return 0x0110, None
         return SUCCESS, None
+
+
+def file_head(sop_class: str, sop_uid: str, syntax: str) -> bytes:
+    """Return what stands before a data set in a file: preamble and file meta information (PS3.10 7.1)."""
+    named = ((0x0002, sop_class), (0x0003, sop_uid), (0x0010, syntax), (0x0012, PYNETDICOM_IMPLEMENTATION_UID))
+    elements = [VERSION_ELEMENT]
+    for number, uid in named:
+        value = uid.encode("ascii")
+        value += b"\0" * (len(value) % 2)
+        elements.append(struct.pack("<HH2sH", 2, number, b"UI", len(value)) + value)
+    meta = b"".join(elements)
+    return PREAMBLE + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta
 
 
 def keep(queue: Queue, spool: Spool, header: Header, content: bytes, digest: str, calling: tuple[str, str]) -> Kept:
