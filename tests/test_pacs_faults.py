@@ -170,6 +170,7 @@ def test_a_peer_that_never_comes_back_leaves_a_dead_letter(tmp_path: Path) -> No
     assert queue.retry([letter.id]) == 1
 
 
+@pytest.mark.slow
 @ROOT_ONLY
 def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
     """The spool with its queue on a small file system: refused with 0xA700, and taken when there is room again."""
@@ -236,6 +237,7 @@ association.release()
 """
 
 
+@pytest.mark.slow
 @ROOT_ONLY
 def test_a_cable_cut_in_mid_association(tmp_path: Path, cut: tuple[str, str]) -> None:
     name, address = cut
@@ -276,6 +278,7 @@ def test_a_cable_cut_in_mid_association(tmp_path: Path, cut: tuple[str, str]) ->
         running.stop()
 
 
+@pytest.mark.slow
 def test_a_series_that_never_completes_holds_up_no_other(tmp_path: Path) -> None:
     bad = {"ImagePositionPatient": None}  # soon judged: the analysis is not the point here
     endless = write_series(tmp_path / "a", Series(study="6.1", series="6.1.1", slices=60, extra=bad))

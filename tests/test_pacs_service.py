@@ -144,6 +144,7 @@ def jobs_of(running: Service) -> list[str]:
         return [str(job.state) for job in queue.worklist()]
 
 
+@pytest.mark.slow
 def test_what_is_no_head_ct_is_kept_and_left_alone(tmp_path: Path) -> None:
     """A localizer, an MR series, and a CT of which nothing can be read: ignored, ignored, failed; the rest goes on."""
     with service(tmp_path / "service", FAST) as running:
@@ -166,6 +167,7 @@ def test_what_is_no_head_ct_is_kept_and_left_alone(tmp_path: Path) -> None:
         assert "1 queued again" in again.output
 
 
+@pytest.mark.slow
 def test_the_archive_tells_how_many_instances_there_are(tmp_path: Path) -> None:
     """The series is complete when all are here, though the age that it would have to reach is an hour."""
     slow = '[completion]\nstable_age_s = 3600\ninterval_s = 0.3\nquery = "orthanc"\n'
