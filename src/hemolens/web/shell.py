@@ -38,7 +38,10 @@ def run() -> None:
     chosen = st.navigation(_menu(), position="sidebar")
     with st.sidebar:
         _studies()
-    if st.session_state.pop(opening.SHOW_IT, False) and chosen.url_path in {"", START}:
+    if chosen.url_path not in {"", START}:
+        st.session_state.pop(opening.SHOW_IT, None)
+    elif st.session_state.get(opening.SHOW_IT, False):
+        # Kept until the other page is there: this run may be interrupted by a poll of the progress bar.
         st.switch_page(pages()["view"])
     chosen.run()
     st.caption(NOTICE)
