@@ -121,7 +121,8 @@ def main(port: int, settings: Mapping[str, Any]) -> None:
 
     jobs.analyze_named = made_up
     jobs.Office._load = lambda self: None  # type: ignore[assignment,method-assign,return-value]
-    serve(WebSettings(**settings), port=port)
+    folders = {name: Path(told) for name, told in settings.items() if name in {"keep", "runs"}}
+    serve(WebSettings(**{**settings, **folders}), port=port)
 
 
 if __name__ == "__main__":
