@@ -55,7 +55,7 @@ $(VENV)/.pacs: pyproject.toml tools/make_venv.sh
 $(VENV)/.test: pyproject.toml tools/make_venv.sh
 	@sh tools/make_venv.sh $(VENV)
 	@echo "Installing hemolens with its test and training parts into $(VENV) (torch is large: some minutes) ..."
-	@$(PIP) -e '.[openvino,pacs,data,train,export,test]'
+	@$(PIP) -e '.[openvino,pacs,web,data,train,export,test]'
 	@touch $@
 
 # mypy follows imports into torch and onnx, so it wants them too.
