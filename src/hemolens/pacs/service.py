@@ -203,8 +203,12 @@ def _spool(config: PacsConfig) -> Spool:
 
 def run_listener(config: PacsConfig, stop: threading.Event) -> None:
     """Take instances."""
+    from pynetdicom import _config
+
     from hemolens.pacs.listener import Listener
 
+    # Its own log handlers build text for every message that nobody reads.
+    _config.LOG_HANDLER_LEVEL = "none"
     with closing(open_queue(config.queue_url)) as queue:
         listener = Listener(config, queue, _spool(config))
         listener.start()
