@@ -339,7 +339,7 @@ def test_a_second_scan_is_shown_beside_the_first(new_page: Callable[[], Page], t
     page.locator(STAGE).nth(1).wait_for()
     page.get_by_role("button", name="Close this scan").click()
     page.locator(STAGE).nth(1).wait_for(state="hidden")
-    assert [name for name in scans_open(page) if name.endswith(".zip")] == ["first.zip"]
+    wait_for(lambda: [name for name in scans_open(page) if name.endswith(".zip")] == ["first.zip"], 30)
 
 
 @pytest.mark.slow

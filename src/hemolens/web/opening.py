@@ -20,6 +20,7 @@ from hemolens.web.viewer.component import PREFIX, static_version
 SHOW_IT = "hemolens_show_it"
 TAKEN = "hemolens_taken"
 POLL_S = 0.4
+WATCH_S = 2.0
 INTRO = """Drop a **head CT**: a DICOM zip, a DICOM folder or its files, a NIfTI file, or PNG and JPEG slices.
 It is read on this server, never sent elsewhere, and forgotten when you close it."""
 
@@ -41,6 +42,7 @@ def show() -> None:
         st.fragment(_progress, run_every=POLL_S)()
     else:
         _outcomes(jobs)
+    st.fragment(_watch, run_every=WATCH_S)()
 
 
 def open_demo() -> Job:
@@ -120,6 +122,12 @@ def _jobs() -> list[Job]:
     room = session.room(st.session_state)
     with room.lock:
         return list(room.jobs.values())
+
+
+def _watch() -> None:
+    """Go on with a finished scan that a run of the page missed because it was interrupted."""
+    if st.session_state.get(SHOW_IT, False) or any(job.state in {Stage.DONE, Stage.CANCELED} for job in _jobs()):
+        st.rerun()
 
 
 def _progress() -> None:
