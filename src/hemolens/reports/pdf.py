@@ -123,7 +123,7 @@ def render_pdf(label_map: LabelMap, findings: Findings, name: str = "") -> bytes
     canvas.setTitle(f"hemolens: {title}")
     canvas.setSubject(NOTICE)
     canvas.setCreator(f"hemolens {findings.hemolens_version}")
-    sheet = _Sheet(canvas, *A4, title=f"hemolens {findings.hemolens_version}")
+    sheet = _Sheet(canvas, A4[0], A4[1], title=f"hemolens {findings.hemolens_version}")
     sheet.begin()
     _answer(sheet, findings, title)
     _pictures(sheet, label_map, findings)
