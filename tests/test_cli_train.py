@@ -217,5 +217,5 @@ def test_the_commands_of_the_page_run_in_their_order(
             words += [f"{key}={value}" for key, value in small.items() if key not in given - {"network.width"}]
         assert main([*words, "--quiet"]) == exits.DONE, (line, capsys.readouterr().err)
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {
-        "unet2d", "longer", "unet2d-fold1", "unet2d-tune", "best", "second",
+        "unet2d", "longer", "unet2d-fold1", "unet2d-tune", "best", "second", "third",
     }  # fmt: skip
