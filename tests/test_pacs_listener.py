@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -235,6 +235,14 @@ def test_one_association_too_many_is_told_so(tmp_path: Path) -> None:
         for association in opened[:2]:
             association.release()
         wait_for(lambda: echo(listener.address[1]), "a place to become free", 20)
+
+
+def test_connections_that_say_nothing_take_no_place(tmp_path: Path) -> None:
+    with listening(tmp_path, max_associations=1) as (listener, _, _spool), ExitStack() as silent:
+        for _ in range(3):
+            silent.enter_context(socket.create_connection(("127.0.0.1", listener.address[1])))
+        wait_for(lambda: len(listener._server.active_associations) == 3, "the connections to be taken", 10)
+        assert echo(listener.address[1])
 
 
 def request_pdu() -> bytes:

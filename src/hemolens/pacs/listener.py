@@ -16,6 +16,7 @@ from pynetdicom import (
     AllStoragePresentationContexts,
     evt,
 )
+from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     Verification,
@@ -293,9 +294,17 @@ def record_commitment(queue: Queue, report: Any) -> None:
         queue.commit(transaction, str(item.ReferencedSOPInstanceUID), reason)
 
 
+class _Entity(AE):
+    """Counts associations that were asked for: a connection that says nothing, such as a probe, takes no place."""
+
+    @property
+    def active_associations(self) -> list[Association]:
+        return [assoc for assoc in super().active_associations if assoc.requestor.primitive is not None]
+
+
 def _entity(config: PacsConfig) -> AE:
     settings = config.listener
-    entity = AE(ae_title=settings.ae_title)
+    entity = _Entity(ae_title=settings.ae_title)
     entity.maximum_associations = settings.max_associations
     entity.maximum_pdu_size = settings.max_pdu
     entity.network_timeout = settings.timeout_s
