@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.fileset import FileSet
 from pydicom.uid import (
     JPEG2000,
     CTImageStorage,
@@ -177,6 +179,23 @@ def write_series(
             scrambled = (index * 7) % 1000
             paths.append(save(ds, folder / f"{prefix}{scrambled:03d}.dcm", preamble))
     return paths
+
+
+def write_medium(folder: Path, paths: Iterable[Path]) -> Path:
+    """Write a CD of `paths` (a DICOMDIR and copies of the files) to `folder` and return that.
+
+    pydicom's FileSet leaves its temporary folder to the garbage collector, which warns in whichever test comes later:
+    it is collected here.
+    """
+    medium = FileSet()
+    for path in paths:
+        medium.add(path)
+    medium.write(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del medium
+        gc.collect()
+    return folder
 
 
 def transcode(path: Path, target: str, near: int = 0) -> Path:

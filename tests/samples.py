@@ -9,12 +9,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom.fileset import FileSet
 
-from dicom_files import Series, write_series
+from dicom_files import Series, write_medium, write_series
 from hemolens.inference.registry import load_model
 
 SPACING_MM = 3.0
@@ -52,10 +50,7 @@ def make_samples(root: Path) -> None:
     with zipfile.ZipFile(root / "path/to/archive.zip", "w") as archive:
         for file in files:
             archive.write(file, file.name)
-    medium = FileSet()
-    for file in files:
-        medium.add(pydicom.dcmread(file))
-    medium.write(root / "medium")
+    write_medium(root / "medium", files)
     shutil.copytree(root / "medium", root / "path/to", dirs_exist_ok=True)  # path/to/DICOMDIR and its files
     nib.save(nib.Nifti1Image(hu.transpose(2, 1, 0), np.diag([-SPACING_MM, -SPACING_MM, 5, 1])), root / "scan.nii.gz")
     gray = np.clip((hu + 20) / 120 * 255, 0, 255).astype(np.uint8)

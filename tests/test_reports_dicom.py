@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
-from pydicom.fileset import FileSet
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from dicom_files import CORONAL, SAGITTAL, Series, enhanced_dataset, save, transcode, write_series
+from dicom_files import CORONAL, SAGITTAL, Series, enhanced_dataset, save, transcode, write_medium, write_series
 from hemolens.errors import ConfigError
 from hemolens.geometry import Stack
 from hemolens.labels import SUBTYPES
@@ -229,10 +228,7 @@ def test_folder_zip_and_dicomdir_give_the_same_objects(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
         for path in paths:
             archive.write(path, f"a/{path.name}")
-    medium = FileSet()
-    for path in paths:
-        medium.add(path)
-    medium.write(tmp_path / "medium")
+    write_medium(tmp_path / "medium", paths)
     results = [written(tmp_path / name).files for name in ("folder", "scan.zip", "medium/DICOMDIR", "medium")]
     assert all(set(files) == {"seg.dcm", "sr.dcm"} for files in results)
     assert all(files == results[0] for files in results)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.fileset import FileSet
 from pydicom.uid import JPEGLSLossless
 
 import dicom_files as df
@@ -26,8 +25,7 @@ from hemolens.sources.dicom.tags import read_tags
 from hemolens.sources.files import file_entry, folder_entries, listing, short_names, zip_entries
 from hemolens.sources.study import ReadOptions, read_volume
 
-# pydicom's FileSet, which writes the DICOMDIRs here, leaves its temporary folder to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("error", "ignore:Implicitly cleaning up:ResourceWarning")
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 def zipped(folder: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -251,11 +249,7 @@ def medium(tmp_path: Path) -> Path:
     ids = {"extra": {"StudyID": "1", "StudyTime": "120000", "AccessionNumber": "1"}}
     paths = df.write_series(tmp_path / "in", df.Series(**ids))
     paths += df.write_series(tmp_path / "in2", df.Series(kernel="BONE", series="1.2.3.4.6", number=3, **ids))
-    cd = FileSet()
-    for path in paths:
-        cd.add(path)
-    cd.write(tmp_path / "cd")
-    return tmp_path / "cd"
+    return df.write_medium(tmp_path / "cd", paths)
 
 
 def test_dicomdir_and_its_folder_agree(medium: Path) -> None:
