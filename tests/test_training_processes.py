@@ -91,7 +91,7 @@ def final(run: Path) -> torch.Tensor:
 def test_a_run_that_was_killed_and_interrupted_ends_with_the_same_weights(
     data: Path, children: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    """kill -9 early, Ctrl-C later, then on to the end; against a run that nobody disturbed."""
+    """kill -9 early, Ctrl-C later, then SIGTERM, then on to the end; against a run that nobody disturbed."""
     run = tmp_path / "run"
     first = start(command(data, run), children)
     wait_for(run, 5, first)
@@ -100,15 +100,18 @@ def test_a_run_that_was_killed_and_interrupted_ends_with_the_same_weights(
     killed_at = load_state(run / "checkpoint.pt")["state"]["step"]
     assert 5 <= killed_at < 80
 
-    second = start(command(data, run, "--resume"), children)
-    wait_for(run, killed_at + 5, second)
-    os.killpg(second.pid, signal.SIGINT)
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 130
-    line = f"hemolens: interrupted. Go on with the same command and --resume; {run} holds the last whole checkpoint."
-    assert err.splitlines()[-1] == line
-    assert "Traceback" not in err
-    assert load_state(run / "checkpoint.pt")["state"]["step"] < 80
+    reached = killed_at
+    for end in (signal.SIGINT, signal.SIGTERM):
+        again = start(command(data, run, "--resume"), children)
+        wait_for(run, reached + 5, again)
+        os.killpg(again.pid, end)  # to the process and its workers, as a terminal and a service manager do
+        _, err = again.communicate(timeout=60)
+        assert again.returncode == 130
+        line = f"Go on with the same command and --resume; {run} holds the last whole checkpoint."
+        assert err.splitlines()[-1] == f"hemolens: interrupted. {line}", err
+        assert "Traceback" not in err
+        reached = load_state(run / "checkpoint.pt")["state"]["step"]
+        assert reached < 80
 
     finish(command(data, run, "--resume"), children)
     finish(command(data, tmp_path / "whole"), children)

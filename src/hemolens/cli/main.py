@@ -147,4 +147,6 @@ def _calm(debug: bool) -> None:
 
 
 def _on_terminate(number: int, frame: FrameType | None) -> None:
+    if hasattr(signal, "SIGCHLD"):  # PyTorch raises from there when a worker, which is told to end, too, ends first
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise KeyboardInterrupt

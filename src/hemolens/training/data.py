@@ -208,13 +208,27 @@ def _deliver(steps: _Steps, order: Iterable[int], workers: int) -> Iterator[Batc
         try:
             made = next(batches)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            instead = worker_ended(error)
+            if instead is None:
                 raise
-            problem = "a process that puts batches together was killed, most likely for want of memory"
-            raise HemolensError(f"{problem}. Lower data.workers, batch or data.depth.") from error
+            raise instead from error
         if isinstance(made, HemolensError):
             raise made
         yield _finished(made)
+
+
+def worker_ended(error: RuntimeError) -> BaseException | None:
+    """Return what to raise for PyTorch's word that a worker was ended from outside; None for any other error.
+
+    That word comes at any place of the main process, for PyTorch says it in a signal handler. A polite end (SIGTERM, as
+    a service manager sends it to all processes of a run at once) is an interruption, as it is in the main process.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    if "signal: Terminated" in str(error):
+        return KeyboardInterrupt()
+    problem = "a process that puts batches together was killed, most likely for want of memory"
+    return HemolensError(f"{problem}. Lower data.workers, batch or data.depth.")
 
 
 def _collated(samples: Sequence[dict[str, Any]], numbers: Sequence[int]) -> Batch:

@@ -29,6 +29,7 @@ from hemolens.training.checkpoint import (
     write_whole,
 )
 from hemolens.training.config import TrainConfig, save_config
+from hemolens.training.data import worker_ended
 from hemolens.training.devices import open_fabric
 from hemolens.training.logs import CURVES_NAME, draw_curves
 from hemolens.training.loop import Job, Outcome, Progress, Tell, train
@@ -135,7 +136,10 @@ def run_training(
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             raise memory_error(config) from error
-        raise
+        instead = worker_ended(error) if isinstance(error, RuntimeError) else None
+        if instead is None:
+            raise
+        raise instead from error
 
 
 def _open_folder(out: Path, *, resume: bool) -> None:
