@@ -12,19 +12,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
-from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-CHUNK = 65536
+from hemolens.pacs.reception import Handler, StoreProvider
+
 SPARE_CONNECTIONS = 8
 """Connections beyond the limit of associations, so that one too many is told so (PS3.8 9.3.4) and not just cut."""
-HEADER = 6
-"""Bytes of a PDU before its contents."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,11 @@ class GuardedSocket(AssociationSocket):
     """A connection whose PDUs are bounded in size and time."""
 
     limits: Limits
+    _unread = b""
+
+    def unread(self, data: bytes | bytearray) -> None:
+        """Put back what was read: the next `recv`, which asks for as much, returns it."""
+        self._unread = bytes(data)
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read exactly so many bytes, or what came before the connection ended.
@@ -53,6 +55,9 @@ class GuardedSocket(AssociationSocket):
         OSError
             If the PDU is too long or takes too long: the association ends.
         """
+        if self._unread:
+            data, self._unread = bytearray(self._unread), b""
+            return data
         connection = self.socket
         if connection is None or nr_bytes > self.limits.pdu_bytes:
             raise OSError(f"a PDU of {nr_bytes} bytes is longer than {self.limits.pdu_bytes}")
@@ -66,7 +71,7 @@ class GuardedSocket(AssociationSocket):
                 if left <= 0:
                     raise TimeoutError(f"a PDU took longer than {self.limits.pdu_s:g} s")
                 connection.settimeout(left if usual is None else min(left, usual))
-                got = connection.recv_into(view[read : read + CHUNK])
+                got = connection.recv_into(view[read:])
                 if not got:
                     break
                 read += got
@@ -84,6 +89,8 @@ class GuardedHandler(RequestHandler):
     def _create_association(self) -> Association:
         assoc = Association(self.ae, MODE_ACCEPTOR)
         assoc._server = self.server
+        assoc.dul = StoreProvider(assoc, self.server.handler, self.server.limits.instance_bytes)
+        assoc.acse_timeout, assoc.network_timeout = self.ae.acse_timeout, self.ae.network_timeout
         assoc.name = f"AcceptorThread@{id(assoc):x}"
         connection = GuardedSocket(assoc, client_socket=self.request)
         connection.limits = self.server.limits
@@ -117,13 +124,17 @@ class GuardedServer(ThreadedAssociationServer):
         What one peer may do.
     refusal
         Tells for an address why it may not call; empty if it may.
+    handler
+        Takes instances.
     """
 
     request_queue_size = 64
     daemon_threads = True
 
-    def __init__(self, *arguments: Any, limits: Limits, refusal: Callable[[str], str], **options: Any) -> None:
-        self.limits = limits
+    def __init__(
+        self, *arguments: Any, limits: Limits, refusal: Callable[[str], str], handler: Handler, **options: Any
+    ) -> None:
+        self.limits, self.handler = limits, handler
         self._refusal = refusal
         super().__init__(*arguments, **options | {"request_handler": GuardedHandler})
 
@@ -163,28 +174,6 @@ class GuardedServer(ThreadedAssociationServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: what goes wrong in one connection ends that connection."""
-
-
-class MessageLimit:
-    """Adds up the bytes of the message that an association is receiving, and ends the association at the limit."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._received: WeakKeyDictionary[Association, int] = WeakKeyDictionary()
-
-    def __call__(self, event: evt.Event) -> None:
-        """Take note of one PDU."""
-        pdu = event.pdu
-        if not isinstance(pdu, P_DATA_TF):
-            return
-        connection = event.assoc.dul.socket
-        for item in pdu.presentation_data_value_items:
-            data = item.presentation_data_value or b"\3"
-            last_of_data = data[0] & 3 == 2
-            total = 0 if last_of_data else self._received.get(event.assoc, 0) + len(data)
-            self._received[event.assoc] = total
-            if total > self._limit and connection is not None:
-                connection.close()
 
 
 def no_delay(event: evt.Event) -> None:

@@ -51,7 +51,7 @@ class Header:
     acquired: float | None
 
 
-def read_header(data: bytes, transfer_syntax: str, salt: bytes) -> Header:
+def read_header(data: bytes, transfer_syntax: str, salt: bytes, start: int = 0) -> Header:
     """Read the header of a data set without its file meta information.
 
     Parameters
@@ -62,16 +62,19 @@ def read_header(data: bytes, transfer_syntax: str, salt: bytes) -> Header:
         That of the presentation context.
     salt
         For the hashes that stand for identifiers.
+    start
+        Where in `data` the data set begins.
 
     Raises
     ------
     DecodeError
         If it cannot be parsed or lacks a UID.
     """
-    syntax = UID(transfer_syntax)
+    syntax, stream = UID(transfer_syntax), BytesIO(data)
+    stream.seek(start)
     try:
         found = read_dataset(
-            BytesIO(data),
+            stream,
             syntax.is_implicit_VR,
             syntax.is_little_endian,
             stop_when=lambda tag, _vr, _length: tag > LAST_TAG,

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import struct
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,9 +25,11 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from hemolens.errors import ConfigError, DecodeError, HemolensError, OutputError, QueueError
 from hemolens.pacs.config import PacsConfig
-from hemolens.pacs.guard import GuardedServer, Limits, MessageLimit, no_delay
+from hemolens.pacs.guard import GuardedServer, Limits, no_delay
 from hemolens.pacs.incoming import Header, read_file_header, read_header
 from hemolens.pacs.queue import Kept, Queue, Received
+from hemolens.pacs.reception import Buffer, StoreRequest
+from hemolens.pacs.recorder import Recorder
 from hemolens.pacs.security import check_dicom_port, server_context
 from hemolens.pacs.spool import FullError, Spool, short_hash
 
@@ -67,6 +70,7 @@ class Listener:
         settings = config.listener
         check_dicom_port(settings.host, settings.allow, settings.tls)
         self._queue, self._spool, self._config = queue, spool, config
+        self._recorder = Recorder(queue)
         self._salt = queue.salt()
         self._limit = int(settings.max_instance_mb * MIB)
         limits = Limits(
@@ -76,11 +80,9 @@ class Listener:
             connections=settings.max_associations,
         )
         handlers: list[Any] = [
-            (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, lambda event: SUCCESS),
             (evt.EVT_N_EVENT_REPORT, self._on_commitment),
             (evt.EVT_REQUESTED, self._on_request),
-            (evt.EVT_PDU_RECV, MessageLimit(limits.instance_bytes)),
             (evt.EVT_CONN_OPEN, no_delay),
         ]
         try:
@@ -91,6 +93,7 @@ class Listener:
                 server_class=GuardedServer,
                 limits=limits,
                 refusal=self._refusal_of_address,
+                handler=self._on_store,
             )
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
@@ -142,9 +145,9 @@ class Listener:
         if reason:
             LOGGER.warning("a caller was turned away: %s", reason)
 
-    def _on_store(self, event: evt.Event) -> int:
+    def _on_store(self, association: Association, request: StoreRequest, parts: Sequence[Buffer]) -> int:
         try:
-            return self._store(event)
+            return self._store(association, request, parts)
         except FullError as error:
             LOGGER.error("refused an instance with 0xA700: %s", error)
             return OUT_OF_RESOURCES
@@ -155,20 +158,19 @@ class Listener:
             LOGGER.warning("refused an instance with 0xC000: %s", error.problem)
             return CANNOT_UNDERSTAND
 
-    def _store(self, event: evt.Event) -> int:
-        data = event.encoded_dataset(include_meta=False)
-        header = read_header(data, str(event.context.transfer_syntax), self._salt)
-        request: Any = event.request
-        told = (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
+    def _store(self, association: Association, request: StoreRequest, parts: Sequence[Buffer]) -> int:
+        told = (request.sop_class, request.sop_uid)
+        head = file_head(*told, request.transfer_syntax)
+        content = b"".join((head, *parts))
+        header = read_header(content, request.transfer_syntax, self._salt, len(head))
         if told != (header.sop_class, header.sop_uid):
             LOGGER.warning("refused an instance with 0xA900: its UIDs are not those that the request names")
             return MISMATCH
-        peer = event.assoc.requestor
+        peer = association.requestor
         calling = (str(peer.ae_title).strip(), str(peer.address))
         # The file meta information tells who sent it; only the data set counts for what is the same.
-        digest = hashlib.sha256(data).hexdigest()
-        content = b"".join((file_head(*told, str(event.context.transfer_syntax)), data))
-        kept = keep(self._queue, self._spool, header, content, digest, calling)
+        digest = hashlib.sha256(memoryview(content)[len(head) :]).hexdigest()
+        kept = keep(self._queue, self._spool, header, content, digest, calling, self._recorder.keep)
         if kept is Kept.CONFLICT:
             LOGGER.warning(
                 "series %s: an instance is at odds with a kept one; kept aside", short_hash(header.series_uid)
@@ -201,7 +203,15 @@ def file_head(sop_class: str, sop_uid: str, syntax: str) -> bytes:
     return PREAMBLE + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta
 
 
-def keep(queue: Queue, spool: Spool, header: Header, content: bytes, digest: str, calling: tuple[str, str]) -> Kept:
+def keep(
+    queue: Queue,
+    spool: Spool,
+    header: Header,
+    content: bytes,
+    digest: str,
+    calling: tuple[str, str],
+    record: Callable[[Received], Kept] | None = None,
+) -> Kept:
     """Keep an instance durably: file first, then row.
 
     Parameters
@@ -216,6 +226,8 @@ def keep(queue: Queue, spool: Spool, header: Header, content: bytes, digest: str
         SHA-256 of its data set.
     calling
         AE title and address of the peer.
+    record
+        Records it; `Queue.keep` unless given.
 
     Returns
     -------
@@ -245,7 +257,7 @@ def keep(queue: Queue, spool: Spool, header: Header, content: bytes, digest: str
         accession_hash=header.accession_hash,
         acquired=header.acquired,
     )
-    kept = queue.keep(received)
+    kept = (record or queue.keep)(received)
     if kept is Kept.NEW and not spool.has(path):  # it lay there from before and was purged in this moment
         spool.store(path, content)
     if kept is Kept.CONFLICT and not stored.conflict:

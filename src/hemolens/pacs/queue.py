@@ -235,6 +235,9 @@ class Queue(Protocol):
     def keep(self, received: Received) -> Kept:
         """Record an instance; its series goes back to receiving if it is new."""
 
+    def keep_all(self, received: Sequence[Received]) -> list[Kept]:
+        """Record several instances in one transaction; what became of each, in the order given."""
+
     def instance_kept(self, sop_uid: str) -> Instance | None:
         """Return the instance with that UID, if it is kept."""
 

@@ -85,33 +85,42 @@ class SqlQueue:
 
     def keep(self, received: Received) -> Kept:
         """Record an instance; its series goes back to receiving if it is new."""
+        return self.keep_all([received])[0]
+
+    def keep_all(self, received: Sequence[Received]) -> list[Kept]:
+        """Record several instances in one transaction; what became of each, in the order given."""
         with self._database.transaction() as cursor:
-            cursor.run(
-                "INSERT INTO series VALUES (?, ?, ?, ?, ?, ?, 0, NULL, 'receiving', ?, ?, ?, ?, '', 0) "
-                "ON CONFLICT (series_uid) DO NOTHING",
-                *(received.series_uid, received.study_uid, received.patient_key, received.modality),
-                *(received.received, received.received, received.calling_ae, received.calling_address),
-                *(received.accession_hash, received.acquired),
-            )
-            # The row stays locked: what completes a series waits, or is waited for.
-            series = _series(cursor.rows(f"{SERIES} WHERE series_uid = ?{self._database.lock}", received.series_uid)[0])
-            there = cursor.rows(f"{INSTANCES} WHERE sop_uid = ?", received.sop_uid)
-            alike = (series.study_uid, series.patient_key) == (received.study_uid, received.patient_key)
-            if there or not alike:
-                same = bool(there) and there[0][4] == received.sha256 and there[0][1] == received.series_uid
-                return Kept.SAME if same else self._conflict(cursor, received)
-            cursor.run(
-                "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?)",
-                *(received.sop_uid, received.series_uid, received.path, received.size, received.sha256),
-                *(received.kind, received.received),
-            )
-            cursor.run(
-                "UPDATE series SET state = 'receiving', reason = '', received_last = ?, "
-                "acquired = COALESCE(acquired, ?), instances = "
-                "(SELECT COUNT(*) FROM instances i WHERE i.series_uid = series.series_uid) WHERE series_uid = ?",
-                *(received.received, received.acquired, received.series_uid),
-            )
-            return Kept.NEW
+            # Every host locks series in the same order, so that no two wait for each other.
+            kept = {id(one): self._keep(cursor, one) for one in sorted(received, key=lambda one: one.series_uid)}
+        return [kept[id(one)] for one in received]
+
+    def _keep(self, cursor: Cursor, received: Received) -> Kept:
+        cursor.run(
+            "INSERT INTO series VALUES (?, ?, ?, ?, ?, ?, 0, NULL, 'receiving', ?, ?, ?, ?, '', 0) "
+            "ON CONFLICT (series_uid) DO NOTHING",
+            *(received.series_uid, received.study_uid, received.patient_key, received.modality),
+            *(received.received, received.received, received.calling_ae, received.calling_address),
+            *(received.accession_hash, received.acquired),
+        )
+        # The row stays locked: what completes a series waits, or is waited for.
+        series = _series(cursor.rows(f"{SERIES} WHERE series_uid = ?{self._database.lock}", received.series_uid)[0])
+        there = cursor.rows(f"{INSTANCES} WHERE sop_uid = ?", received.sop_uid)
+        alike = (series.study_uid, series.patient_key) == (received.study_uid, received.patient_key)
+        if there or not alike:
+            same = bool(there) and there[0][4] == received.sha256 and there[0][1] == received.series_uid
+            return Kept.SAME if same else self._conflict(cursor, received)
+        cursor.run(
+            "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?)",
+            *(received.sop_uid, received.series_uid, received.path, received.size, received.sha256),
+            *(received.kind, received.received),
+        )
+        cursor.run(
+            "UPDATE series SET received_last = ?, acquired = COALESCE(acquired, ?), reason = '', instances = "
+            # The instances of an expired series are gone; their number is kept until more come.
+            "CASE WHEN state = 'expired' THEN 1 ELSE instances + 1 END, state = 'receiving' WHERE series_uid = ?",
+            *(received.received, received.acquired, received.series_uid),
+        )
+        return Kept.NEW
 
     def _conflict(self, cursor: Cursor, received: Received) -> Kept:
         cursor.run("UPDATE series SET conflicts = conflicts + 1 WHERE series_uid = ?", received.series_uid)
