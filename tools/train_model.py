@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hemolens import __version__
-from hemolens.config import to_mapping
+from hemolens.config import dotted, to_mapping
 from hemolens.evaluation.card import calibrate_and_measure, uncalibrated, write_card
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import load_model
@@ -93,7 +93,7 @@ def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path
         if stage.get(PSEUDO):
             datasets = with_pseudo(open_datasets(data, tuple(split.datasets)), outlined(start, datasets, split, run))
         settings = {key: value for key, value in stage.items() if key != PSEUDO}
-        config = load_preset(experiment["preset"], {**flatten(settings), "start": start})
+        config = load_preset(experiment["preset"], {**dotted(settings), "start": start})
         result = run_training(config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report)
         origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         shown = {**to_mapping(config), "start": f"stage {number - 1}" if start else BEGINS_ANEW}
@@ -111,17 +111,6 @@ def outlined(teacher: str, datasets: Sequence[DataSet], split: Split, run: Path)
         shutil.rmtree(folder, ignore_errors=True)  # cut off half-way
         write_pseudo(Predictor(load_model(teacher)), datasets, split.fold(0).train, folder, SelfTrainingConfig())
     return read_pseudo(folder)
-
-
-def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested tables into dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def report(progress: Progress) -> None:

@@ -59,6 +59,17 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, with keys such as ``optimizer.rate``: what `with_overrides` takes."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(dotted(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def with_overrides(config: T, overrides: Mapping[str, Any]) -> T:
     """Return `config` with dotted keys replaced, such as ``{"optimizer.rate": 1e-3}``.
 

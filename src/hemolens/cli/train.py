@@ -10,12 +10,14 @@ import typer
 
 from hemolens.cli import exits
 from hemolens.cli.training import (
+    RUNS,
     AsJson,
     Cache,
     Data,
     Debug,
     FoldNumber,
     Names,
+    Preset,
     Quiet,
     SplitFile,
     is_first_process,
@@ -27,14 +29,9 @@ from hemolens.cli.training import (
 if TYPE_CHECKING:
     from hemolens.training.run import RunResult
 
-RUNS = Path("runs")
-
 
 def train(
-    preset: Annotated[
-        str,
-        typer.Argument(metavar="PRESET", help="Name of a preset, or a TOML file with settings.", show_default=False),
-    ],
+    preset: Preset,
     data: Data,
     settings: Annotated[
         list[str] | None,

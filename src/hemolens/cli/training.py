@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from hemolens.sources.datasets.cases import DataSet
     from hemolens.training.loop import Progress
 
+RUNS = Path("runs")
+Preset = Annotated[
+    str,
+    typer.Argument(metavar="PRESET", help="Name of a preset, or a TOML file with settings.", show_default=False),
+]
 Data = Annotated[
     Path,
     typer.Option("--data", metavar="DIR", help="A data set, or a folder that holds several.", show_default=False),

@@ -10,12 +10,14 @@ import typer
 
 from hemolens.cli import exits
 from hemolens.cli.training import (
+    RUNS,
     AsJson,
     Cache,
     Data,
     Debug,
     FoldNumber,
     Names,
+    Preset,
     Quiet,
     SplitFile,
     open_data,
@@ -26,14 +28,9 @@ from hemolens.cli.training import (
 if TYPE_CHECKING:
     from hemolens.training.tune import TuneProgress
 
-RUNS = Path("runs")
-
 
 def tune(
-    preset: Annotated[
-        str,
-        typer.Argument(metavar="PRESET", help="Name of a preset, or a TOML file with settings.", show_default=False),
-    ],
+    preset: Preset,
     data: Data,
     trials: Annotated[
         int, typer.Option("--trials", metavar="N", min=1, help="Trials, those of earlier calls included.")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hemolens.config import to_mapping
+from hemolens.config import dotted, to_mapping
 from hemolens.errors import ConfigError, HemolensError, InputError, ModelError, OutputError
 from hemolens.models.network import Network
 from hemolens.models.registry import build_network
@@ -181,7 +181,7 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, folder: Path) -> 
         Naming the first setting that differs.
     """
     free = {"device", "nodes", "tensorboard", "log_every", "checkpoint_every"}
-    was, now = _flat(state["config"]), _flat(to_mapping(config))
+    was, now = dotted(state["config"]), dotted(to_mapping(config))
     free.add("data.workers")
     differing = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k) and k not in free)
     if differing:
@@ -195,16 +195,6 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, folder: Path) -> 
             f"{folder}: holds a run with other settings ({key} was {was.get(key)!r}, not {now.get(key)!r}). "
             "Go on with those, or choose another folder."
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def out_of_memory(error: BaseException) -> bool:
