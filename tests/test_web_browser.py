@@ -317,9 +317,6 @@ def test_an_analysis_can_be_stopped(new_page: Callable[[], Page], tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="not understood yet: with three pages in one browser, one viewer may not appear", strict=False
-)
 def test_users_see_their_own_scans_only(new_page: Callable[[], Page], tmp_path: Path) -> None:
     pages = [new_page() for _ in range(3)]
     for number, page in enumerate(pages):

@@ -82,6 +82,15 @@ def test_an_upload_needs_a_room_a_name_and_room_on_the_disk(url: str) -> None:
     assert caller.ask("DELETE", "/hemolens/upload/abcdefgh12")[0].status == 204
 
 
+def test_analyses_are_told_to_their_own_room_only(url: str) -> None:
+    caller = Caller(url)
+    answer, body = caller.ask("GET", "/hemolens/jobs")
+    assert (answer.status, json.loads(body)) == (200, {"jobs": []})
+    assert caller.ask("GET", "/hemolens/jobs", cookie=False)[0].status == 403
+    assert caller.ask("DELETE", "/hemolens/jobs/abcdef")[0].status == 404
+    assert caller.ask("GET", "/hemolens/jobs", {"origin": "http://evil.example"})[0].status == 403
+
+
 def test_a_page_elsewhere_cannot_upload_or_read(url: str) -> None:
     caller = Caller(url)
     path = "/hemolens/upload/abcdefgh12?name=a.dcm"

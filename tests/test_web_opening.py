@@ -197,6 +197,29 @@ def test_a_canceled_job_stops_and_leaves_nothing(here: House, tmp_path: Path) ->
     assert cleaned.is_set()
 
 
+def test_a_job_that_waits_is_over_as_soon_as_it_is_stopped(here: House, tmp_path: Path) -> None:
+    room = here.room(None)
+    running = here.office.submit(room, order_of(tmp_path, "slow"))
+    waiting = here.office.submit(room, order_of(tmp_path))
+    wait_for(lambda: running.state is Stage.RUNNING, 20)
+    assert waiting.told(here.office.before(waiting)) == "head: waiting for 1 other scan"
+    assert not waiting.over
+    waiting.cancel()
+    assert waiting.over
+    assert waiting.told(0) == "head: stopping"
+    running.cancel()
+    wait_for(lambda: waiting.state is Stage.CANCELED, 60)
+    assert not room.studies
+
+
+def test_no_page_runs_itself_again_by_a_clock_of_streamlits() -> None:
+    """Such a run that is late, of a page that was left, empties the page that the user went to."""
+    import hemolens.web
+
+    for module in Path(hemolens.web.__file__).parent.rglob("*.py"):
+        assert "run_every" not in module.read_text(encoding="utf-8"), module.name
+
+
 def test_ten_users_wait_in_turn_and_each_gets_only_their_own(here: House, tmp_path: Path) -> None:
     rooms = [here.room(None) for _ in range(10)]
     submitted = [here.office.submit(r, order_of(tmp_path, f"user{i}")) for i, r in enumerate(rooms)]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hemolens.web.uploads import Batch
 
 GIB = 2**30
+PREFIX = "/hemolens"
+"""Of the addresses that are this package's and not Streamlit's."""
 MAX_BATCHES = 4
 """Uploads that one browser may have open at once."""
 MAX_ROOMS = 200

@@ -94,12 +94,22 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether it will not change any more."""
-        return self.state in {Stage.DONE, Stage.FAILED, Stage.CANCELED}
+        """Whether nobody need wait for it any more."""
+        waiting = self.state is Stage.WAITING and self._stop.is_set()
+        return waiting or self.state in {Stage.DONE, Stage.FAILED, Stage.CANCELED}
 
     def cancel(self) -> None:
-        """Stop at the next step."""
+        """Stop at the next step, or do not begin."""
         self._stop.set()
+
+    def told(self, before: int) -> str:
+        """Say what it is doing, for people; `before` jobs come before it."""
+        if self._stop.is_set():
+            return f"{self.name}: stopping"
+        if self.state is Stage.WAITING:
+            return f"{self.name}: waiting" + (f" for {before} other scan{'s' if before > 1 else ''}" if before else "")
+        number = STAGES.index(self.stage) + 1 if self.stage in STAGES else len(STAGES)
+        return f"{self.name}: {STAGE_TITLES.get(self.stage, self.stage)} (step {number} of {len(STAGES)})"
 
     def tell(self, stage: str, fraction: float) -> None:
         """Note how far a stage is; ends the analysis when it was canceled."""

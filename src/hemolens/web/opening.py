@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import resources
-from typing import Any
-
 import streamlit as st
 
 from hemolens.demo import demo_source, demo_truth
@@ -13,14 +9,12 @@ from hemolens.errors import HemolensError
 from hemolens.sources.study import ReadOptions
 from hemolens.volume import DisplayWindow
 from hemolens.web import session
-from hemolens.web.house import GIB, house
-from hemolens.web.jobs import STAGE_TITLES, STAGES, Job, Order, Stage
-from hemolens.web.viewer.component import PREFIX, static_version
+from hemolens.web.components import component, nothing, watch_jobs
+from hemolens.web.house import GIB, PREFIX, house
+from hemolens.web.jobs import Job, Order, Stage
 
 SHOW_IT = "hemolens_show_it"
 TAKEN = "hemolens_taken"
-POLL_S = 0.4
-WATCH_S = 2.0
 INTRO = """Drop a **head CT**: a DICOM zip, a DICOM folder or its files, a NIfTI file, or PNG and JPEG slices.
 It is read on this server, never sent elsewhere, and forgotten when you close it."""
 
@@ -36,13 +30,10 @@ def show() -> None:
         st.rerun()
     columns[1].caption("A computed phantom head with four bleeds of known volume: no patient.")
     jobs = _jobs()
-    if any(job.state in {Stage.DONE, Stage.CANCELED} for job in jobs):
+    if any(_ended(job) for job in jobs):
         st.rerun()  # it ended since `collect` looked
-    if any(not job.over for job in jobs):
-        st.fragment(_progress, run_every=POLL_S)()
-    else:
-        _outcomes(jobs)
-    st.fragment(_watch, run_every=WATCH_S)()
+    watch_jobs([job.id for job in jobs if not job.over], key="hemolens_watch")
+    _outcomes(jobs)
 
 
 def open_demo() -> Job:
@@ -60,10 +51,10 @@ def drop_box() -> None:
         taken.append(str(dropped["batch"]))
         _order(str(dropped["batch"]), options)
     limit = session.settings().max_upload_bytes
-    _drop_component()(
+    component("drop", "drop.css")(
         key="hemolens_drop",
         data={"upload": f"{PREFIX}/upload", "limit": limit, "limitText": f"{limit / GIB:.3g} GiB", "taken": taken},
-        on_dropped_change=_nothing,
+        on_dropped_change=nothing,
     )
 
 
@@ -71,7 +62,7 @@ def collect(state: session.State) -> None:
     """Take finished analyses off the list, and show the newest study."""
     room = session.room(state)
     with room.lock:
-        for job in [j for j in room.jobs.values() if j.state in {Stage.DONE, Stage.CANCELED}]:
+        for job in [j for j in room.jobs.values() if _ended(j)]:
             del room.jobs[job.id]
             study = room.studies.get(job.study_id or "")
             if study is not None:
@@ -124,30 +115,8 @@ def _jobs() -> list[Job]:
         return list(room.jobs.values())
 
 
-def _watch() -> None:
-    """Go on with a finished scan that a run of the page missed because it was interrupted."""
-    if st.session_state.get(SHOW_IT, False) or any(job.state in {Stage.DONE, Stage.CANCELED} for job in _jobs()):
-        st.rerun()
-
-
-def _progress() -> None:
-    """Draw the running analyses; called again and again until one of them is over."""
-    jobs = _jobs()
-    if any(job.over for job in jobs) or not jobs:
-        st.rerun()
-    for job in jobs:
-        columns = st.columns([6, 1], vertical_alignment="bottom")
-        columns[0].progress(job.fraction, text=stage_text(job, house().office.before(job)))
-        if columns[1].button("Stop", key=f"stop-{job.id}", help=f"Stop the analysis of {job.name}"):
-            job.cancel()
-
-
-def stage_text(job: Job, before: int) -> str:
-    """Return what a job is doing, for people."""
-    if job.state is Stage.WAITING:
-        return f"{job.name}: waiting" + (f" for {before} other scan{'s' if before > 1 else ''}" if before else "")
-    number = STAGES.index(job.stage) + 1 if job.stage in STAGES else len(STAGES)
-    return f"{job.name}: {STAGE_TITLES.get(job.stage, job.stage)} (step {number} of {len(STAGES)})"
+def _ended(job: Job) -> bool:
+    return job.over and job.state is not Stage.FAILED
 
 
 def _outcomes(jobs: list[Job]) -> None:
@@ -164,17 +133,3 @@ def _forget_outcomes() -> None:
     with room.lock:
         for job in [j for j in room.jobs.values() if j.over]:
             del room.jobs[job.id]
-
-
-def _nothing() -> None:
-    """Let what was dropped through to the session state: Streamlit wants a callback for that."""
-
-
-@cache
-def _drop_component() -> Any:
-    script = f"""
-        const ready = import(window.location.origin + "{PREFIX}/static/drop.js?v={static_version("drop.js")}");
-        export default function (component) {{ ready.then((module) => module.render(component)); }}
-    """
-    css = (resources.files("hemolens.web.viewer") / "static" / "drop.css").read_text(encoding="utf-8")
-    return st.components.v2.component("hemolens_drop", html="<div class='root'></div>", css=css, js=script)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemolens.errors import DependencyError, HemolensError, InputError
-from hemolens.web.house import GIB, House, Room, WebSettings, house
+from hemolens.web.house import GIB, PREFIX, House, Room, WebSettings, house
 from hemolens.web.uploads import BATCH, Batch
 
 try:
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-PREFIX = "/hemolens"
 COOKIE = "hemolens_room"
 STATIC_TYPES: Mapping[str, str] = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 SWEEP_S = 20.0
+STALE = "This page is from before the server was restarted. Reload the page."
 PRIVATE: Mapping[str, str] = {"cache-control": "no-store", "content-encoding": "identity"}
 """Pictures of patients stay out of the browser's cache, and out of the compressor's slow hands."""
 PAGE_HEADERS: Mapping[bytes, bytes] = {
@@ -137,6 +137,8 @@ def _config(host: str, port: int) -> dict[str, Any]:
         "server.port": port,
         "server.headless": True,
         "server.fileWatcherType": "none",
+        # After every run of a page all objects of the process would be walked through, which holds up the analyses.
+        "runner.postScriptGC": False,
         "server.maxUploadSize": 2048,
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
@@ -196,6 +198,8 @@ class Routes:
             Route(f"{PREFIX}/upload/{{batch}}", self.drop, methods=["DELETE"]),
             Route(f"{PREFIX}/scan/{{study}}/{{first:int}}-{{last:int}}", self.scan, methods=["GET"]),
             Route(f"{PREFIX}/shelf/{{name}}", self.shelf, methods=["GET"]),
+            Route(f"{PREFIX}/jobs", self.jobs, methods=["GET"]),
+            Route(f"{PREFIX}/jobs/{{job}}", self.cancel, methods=["DELETE"]),
         ]
 
     def _room(self, request: Request) -> Room | None:
@@ -225,7 +229,7 @@ class Routes:
         name = request.query_params.get("name", "")
         key = request.path_params["batch"]
         if room is None:
-            return _refuse("This page is from before the server was restarted. Reload the page.", 403)
+            return _refuse(STALE, 403)
         if not BATCH.fullmatch(key) or not name:
             return _refuse("This upload names no file. Reload the page and drop the files again.", 400)
         try:
@@ -243,6 +247,29 @@ class Routes:
         batch = room.take_batch(request.path_params["batch"]) if room is not None else None
         if batch is not None:
             await run_in_threadpool(batch.delete)
+        return Response(status_code=204)
+
+    async def jobs(self, request: Request) -> Response:
+        """Tell how far the analyses of the room are."""
+        room = self._room(request)
+        if room is None:
+            return _refuse(STALE, 403)
+        office = self._house.office
+        with room.lock:
+            jobs = list(room.jobs.values())
+        told = [
+            {"id": j.id, "name": j.name, "over": j.over, "fraction": j.fraction, "text": j.told(office.before(j))}
+            for j in jobs
+        ]
+        return JSONResponse({"jobs": told}, headers={"cache-control": "no-store"})
+
+    async def cancel(self, request: Request) -> Response:
+        """Stop an analysis."""
+        room = self._room(request)
+        job = room.jobs.get(request.path_params["job"]) if room is not None else None
+        if job is None:
+            return _refuse("This analysis is over already.", 404)
+        job.cancel()
         return Response(status_code=204)
 
     async def scan(self, request: Request) -> Response:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import streamlit as st
 
 from hemolens.inference.registry import RUN_CARD
+from hemolens.web.components import repeat
 from hemolens.web.findings import table
 from hemolens.web.session import settings
 
@@ -160,8 +161,9 @@ def show(ui: Any) -> None:
     _watched(folder)
 
 
-@st.fragment(run_every=REFRESH_S)
+@st.fragment
 def _watched(folder: Path) -> None:
+    repeat(REFRESH_S, key="training-clock")
     runs = find_runs(folder)
     if not runs:
         st.info(

@@ -17,6 +17,7 @@ import streamlit as st
 from hemolens.errors import HemolensError, InputError, OutputError
 from hemolens.measurements.findings import format_amount
 from hemolens.web import session
+from hemolens.web.components import repeat
 from hemolens.web.findings import table
 from hemolens.web.session import settings
 
@@ -190,8 +191,9 @@ def show(ui: Any) -> None:
     _watched(told)
 
 
-@st.fragment(run_every=REFRESH_S)
+@st.fragment
 def _watched(told: str) -> None:
+    repeat(REFRESH_S, key="worklist-clock")
     try:
         source = open_source(told)
         rows = source.rows()

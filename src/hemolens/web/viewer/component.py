@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
-from importlib import resources
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,15 @@ from hemolens.labels import FINDING_NAMES, SUBTYPES
 from hemolens.measurements.lesions import number_lesions
 from hemolens.reports.figures import BLOOD_WINDOW, key_slices
 from hemolens.web import session
-from hemolens.web.house import Room, Shelved
+from hemolens.web.components import component, nothing, static_version
+from hemolens.web.house import PREFIX, Room, Shelved
 from hemolens.web.session import Study
 from hemolens.web.viewer.model import Overlay, ViewerEvent
 from hemolens.web.viewer.turning import Turned, turned
 
-PREFIX = "/hemolens"
 CHUNK_BYTES = 2**23
 """About what the viewer fetches at once."""
+STYLE = "viewer.css"
 FIRST = "viewer-first"
 HANDLED = "hemolens_viewer_handled"
 
@@ -77,7 +77,7 @@ def show(
         "handled": dict(handled),
         "threshold": study.prediction.study_threshold,
     }
-    _renderer("viewer")(key=mounted, data=data, on_event_change=_nothing)
+    component("viewer", STYLE)(key=mounted, data=data, on_event_change=nothing)
     return event
 
 
@@ -106,7 +106,7 @@ def show_3d(study: Study, *, key: str, height: int = 640) -> None:
         "center": planes.center_mm(study),
         "pictureHeight": height,
     }
-    _renderer("planes")(key=f"{base}-3d", data=data)
+    component("planes", STYLE)(key=f"{base}-3d", data=data)
 
 
 def scan_data(study: Study) -> dict[str, Any]:
@@ -255,33 +255,3 @@ def _ends(study: Study) -> list[str]:
 
 def _legend() -> list[dict[str, Any]]:
     return [{"label": s.index, "title": s.title, "short": s.abbreviation, "color": list(s.color_rgb)} for s in SUBTYPES]
-
-
-def _nothing() -> None:
-    """Let events through to the session state: Streamlit wants a callback for that."""
-
-
-@cache
-def _renderer(name: str) -> Any:
-    """Register a component with Streamlit: a stub that loads the real script from this server."""
-    import streamlit as st
-
-    script = f"""
-        const ready = import(window.location.origin + "{PREFIX}/static/{name}.js?v={static_version(f"{name}.js")}");
-        export default function (component) {{
-            ready.then((module) => module.render(component));
-            return () => ready.then((module) => module.leave(component.parentElement));
-        }}
-    """
-    css = (_static() / "viewer.css").read_text(encoding="utf-8")
-    return st.components.v2.component(f"hemolens_{name}", html="<div class='root'></div>", css=css, js=script)
-
-
-@cache
-def static_version(name: str) -> str:
-    """Return a short hash of one of the viewer's files, for its address."""
-    return hashlib.blake2b((_static() / name).read_bytes(), digest_size=6).hexdigest()
-
-
-def _static() -> Any:
-    return resources.files("hemolens.web.viewer") / "static"

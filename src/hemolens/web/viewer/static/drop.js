@@ -1,12 +1,21 @@
 // Where files are dropped: they are sent one by one, straight to the server's disk, with a bar; then Python is told.
 
+import { calm } from "./calm.js";
+
 const BOXES = new WeakMap();
 const AT_ONCE = 3;
 
 export function render(component) {
   let box = BOXES.get(component.parentElement);
   if (!box) BOXES.set(component.parentElement, (box = new Box(component.parentElement.querySelector(".root") || component.parentElement)));
+  clearTimeout(box.leaving);
   box.update(component);
+}
+
+export function leave(parent) {
+  const box = BOXES.get(parent);
+  if (!box) return;
+  box.leaving = setTimeout(() => { clearInterval(box.again); BOXES.delete(parent); }, 300); // Streamlit may mount again at once
 }
 
 class Box {
@@ -114,7 +123,7 @@ class Box {
       this.waiting = this.batch;
       const tell = () => this.tell("dropped", { batch: this.batch, files: wanted.length });
       tell();
-      this.again = setInterval(tell, 2500); // until Python says that it has it
+      this.again = setInterval(() => calm() && tell(), 2500); // until Python says that it has it
     } catch (error) {
       if (this.stopped) return;
       this.stopped = true;

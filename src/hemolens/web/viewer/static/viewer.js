@@ -1,5 +1,6 @@
 // The axial viewer: draws, listens, and tells the server what was done with the tools. Scrolling never leaves the browser.
 
+import { calm } from "./calm.js";
 import { scanOf } from "./scan.js";
 import { Layer } from "./layer.js";
 import { buildPage } from "./page.js";
@@ -109,7 +110,10 @@ class Viewer {
     this.flush();
     // A run of the page that is interrupted may lose what was sent: send again until it is answered.
     clearInterval(this.resend);
-    this.resend = setInterval(() => (this.pending.length ? this.flush() : clearInterval(this.resend)), 2500);
+    this.resend = setInterval(() => {
+      if (!this.pending.length) clearInterval(this.resend);
+      else if (calm()) this.flush();
+    }, 2500);
   }
 
   flush() {
