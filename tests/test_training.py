@@ -330,6 +330,19 @@ def test_a_run_goes_on_with_its_own_settings_only(
     assert (whole.folder / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_run_of_an_earlier_version_goes_on(run: Any, tmp_path: Path) -> None:
+    """Its checkpoint lacks the settings that came later: they stand at their defaults, and only there."""
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = load_state(path)
+    del state["config"]["preprocess"]["neighbor_support"]
+    torch.save(state, path)
+    run(tmp_path / "run", resume=True)
+    with pytest.raises(ConfigError, match=r"preprocess\.neighbor_support was 0\.0, not 1\.0"):
+        changed = replace(tiny(), preprocess=replace(tiny().preprocess, neighbor_support=1.0))
+        run(tmp_path / "run", changed, resume=True)
+
+
 def test_a_run_goes_on_with_its_own_fold_only(run: Any, whole: RunResult, split: Split) -> None:
     with pytest.raises(ConfigError, match="holds a run on other data or another fold"):
         run(whole.folder, resume=True, split=replace(split, folds=split.folds[::-1]))

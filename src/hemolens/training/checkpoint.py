@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hemolens.config import dotted, to_mapping
+from hemolens.config import dotted, from_mapping, to_mapping
 from hemolens.errors import ConfigError, HemolensError, InputError, ModelError, OutputError
 from hemolens.models.network import Network
 from hemolens.models.registry import build_network
@@ -181,7 +181,8 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, folder: Path) -> 
         Naming the first setting that differs.
     """
     free = {"device", "nodes", "tensorboard", "log_every", "checkpoint_every"}
-    was, now = dotted(state["config"]), dotted(to_mapping(config))
+    begun = from_mapping(TrainConfig, state["config"], str(folder))  # settings that came later stand at their defaults
+    was, now = dotted(to_mapping(begun)), dotted(to_mapping(config))
     free.add("data.workers")
     differing = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k) and k not in free)
     if differing:
