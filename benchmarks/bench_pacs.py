@@ -1,140 +1,242 @@
-"""Figures of the PACS service on this machine: receive rate, time from the last image to the result, backlog drained.
+"""Figures of the PACS service: receive rate, time from the last image to the result in Orthanc, backlog drained.
 
-    python benchmarks/bench_pacs.py [--studies 60] [--senders 4] [--backlog 12] [--json FILE]
+    python benchmarks/bench_pacs.py [--part receive] [--part way] [--repeats 3] [--backlog 12]
 
-Everything is real: pynetdicom senders in processes of their own, `hemolens pacs serve`, and an Orthanc that takes the
-results. Studies are 32 slices of 512 x 512 pixels, 16 bits, uncompressed.
+Everything is real: dcmtk's storescu as the sender (about 1 ms of processor time an image, so that it is not what is
+measured), `hemolens pacs serve`, and an Orthanc that takes the results. Studies are the demo head as 32 slices of
+512 x 512 pixels, 16 bits, uncompressed, each under UIDs of its own. dcmtk's storescp and Orthanc itself receive the
+same studies in turns with hemolens; the analysis alone, in a bare loop, is the yardstick for the way and the backlog.
+Writes benchmarks/results/pacs.json with a description of the machine; a part that is not asked for keeps its figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
+import signal
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import numpy as np
-from pydicom import dcmread
+import psutil
+from bench_analyze import machine
 
 from dicom_files import Series, write_series
+from hemolens.analysis import AnalyzeOptions, analyze
 from hemolens.demo import demo_source
+from hemolens.inference.predictor import Predictor
+from hemolens.inference.registry import load_model
 from hemolens.sources.study import read_volume
-from pacs_peers import destination, orthanc, send, service, wait_for
+from pacs_peers import Orthanc, destination, free_port, orthanc, service, wait_for
 
 SLICES = 32
+SENDERS = (1, 4, 8)
+STUDIES = {1: 16, 4: 32, 8: 32}
+"""Of one run, by the number of senders."""
+RESULTS = Path(__file__).resolve().parent / "results" / "pacs.json"
+STABLE_AGE_S = 2.0
 
 
-def head(folder: Path, number: int) -> list[Path]:
-    """Write the phantom head at full size as a study of its own."""
+def head(folder: Path) -> list[str]:
+    """Write the phantom head at full size."""
     volume = read_volume(demo_source())
     hu = np.asarray(volume.hu)[np.linspace(0, len(volume.hu) - 1, SLICES).round().astype(int)]
-    noise = np.random.default_rng(number).integers(0, 2, hu.shape)
     series = Series(
-        slices=SLICES, rows=512, columns=512, spacing_mm=(0.46875, 0.46875), patient=f"B{number}",
-        study=f"2.25.9.{number}", series=f"2.25.9.{number}.1",
+        slices=SLICES, rows=512, columns=512, spacing_mm=(0.46875, 0.46875), patient="B0", study="2.25.9",
+        series="2.25.9.1", extra={"StudyID": "1", "PatientName": "Bench^Mark"},
     )  # fmt: skip
-    return write_series(folder, series, np.clip(hu + 1024 + noise, 0, 4095).astype(np.int64))
+    return [str(f) for f in write_series(folder, series, np.clip(hu + 1024, 0, 4095).astype(np.int64))]
 
 
-def _push(job: tuple[int, list[str], int]) -> int:
-    """Send one study again and again under new UIDs, one association a study, as a scanner does."""
-    port, files, studies = job
-    from pynetdicom import AE
-
-    sets = [dcmread(f) for f in files]
-    done = 0
-    for _ in range(studies):
-        number = f"{os.getpid()}.{time.time_ns()}"
-        for index, dataset in enumerate(sets):
-            dataset.StudyInstanceUID, dataset.SeriesInstanceUID = f"2.25.{number}", f"2.25.{number}.1"
-            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"2.25.{number}.1.{index}"
-        entity = AE(ae_title="BENCH")
-        entity.add_requested_context(sets[0].SOPClassUID, sets[0].file_meta.TransferSyntaxUID)
-        association = entity.associate("127.0.0.1", port, ae_title="HEMOLENS")
-        for dataset in sets:
-            status = association.send_c_store(dataset)
-            if status.Status != 0:
-                raise RuntimeError(f"0x{status.Status:04X}")
-            done += 1
-        association.release()
-    return done
+def push(files: Sequence[str], port: int, studies: int, senders: int, called: str) -> tuple[float, float]:
+    """Send studies under new UIDs, one association a sender; return seconds, and the senders' processor seconds."""
+    command = ["storescu", "-aec", called, "--repeat", str(studies // senders), "+IR", str(SLICES), "+IS", "1"]
+    command += ["--max-send-pdu", "131072", "127.0.0.1", str(port), *files]
+    before, began = os.times(), time.perf_counter()
+    running = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(senders)]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise RuntimeError("a sender failed")
+    took, after = time.perf_counter() - began, os.times()
+    return took, after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def receive(folder: Path, studies: int, senders: int) -> dict[str, Any]:
-    """Receive rate with several scanners; nothing is analyzed meanwhile."""
-    files = [str(f) for f in head(folder / "rate", 0)]
+@contextmanager
+def by_hemolens(folder: Path) -> Iterator[tuple[int, str, int, Callable[[], int]]]:
+    """Port, AE title, process and count of what is kept."""
     idle = "[worker]\nprocesses = 0\n[completion]\nstable_age_s = 99999\n"
-    with service(folder / "receive", idle) as running:
-        jobs = [(running.port, files, max(1, studies // senders))] * senders
-        with multiprocessing.get_context("spawn").Pool(senders) as pool:
-            pool.map(_push, [(running.port, files[:1], 1)] * senders)  # every process is up
-            began = time.perf_counter()
-            sent = sum(pool.map(_push, jobs, chunksize=1))
-            took = time.perf_counter() - began
-        kept = running.counts()["instances"] - senders
+    with service(folder, idle) as running:
+        yield running.port, "HEMOLENS", running.pid("listener"), lambda: int(running.counts()["instances"])
+
+
+@contextmanager
+def by_orthanc(folder: Path) -> Iterator[tuple[int, str, int, Callable[[], int]]]:
+    """Orthanc with its own defaults: it, too, flushes what it stores (SyncStorageArea)."""
+    with orthanc(folder) as server:
+        assert server.process is not None
+        count = lambda: int(server.get("/statistics")["CountInstances"])  # noqa: E731
+        yield server.dicom_port, "ORTHANC", server.process.pid, count
+
+
+@contextmanager
+def by_storescp(folder: Path) -> Iterator[tuple[int, str, int, Callable[[], int]]]:
+    """Dcmtk's receiver, which writes files, flushes nothing and records nothing."""
+    folder.mkdir(parents=True)
+    port = free_port()
+    command = ["storescp", "--fork", "-pdu", "131072", "+B", "+uf", "-od", str(folder), str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: subprocess.run(["echoscu", "127.0.0.1", str(port)], check=False).returncode == 0, "storescp")
+        yield port, "ANY", process.pid, lambda: len(list(folder.iterdir()))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+RECEIVERS = {"hemolens": by_hemolens, "orthanc": by_orthanc, "storescp": by_storescp}
+
+
+def processor_s(pid: int) -> float:
+    """Processor seconds of a process and the children that it has waited for."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def receive_once(folder: Path, name: str, files: Sequence[str], senders: int) -> dict[str, float]:
+    """Let one receiver take the studies; nothing is analyzed meanwhile."""
+    with tempfile.TemporaryDirectory(dir=folder) as place, RECEIVERS[name](Path(place) / "r") as told:
+        port, called, pid, count = told
+        before = processor_s(pid)
+        took, sender_s = push(files, port, STUDIES[senders], senders, called)
+        spent, kept = processor_s(pid) - before, count()
+    sent = STUDIES[senders] // senders * senders * SLICES
     if kept != sent:
-        raise RuntimeError(f"{sent} acknowledged, {kept} kept")
+        raise RuntimeError(f"{name}: {sent} acknowledged, {kept} kept")
     return {
-        "senders": senders, "studies": sent // SLICES, "seconds": round(took, 2),
-        "instances_per_s": round(sent / took, 1), "studies_per_min": round(60 * sent / SLICES / took, 1),
-    }  # fmt: skip
+        "studies_per_min": 60 * sent / SLICES / took,
+        "receiver_cpu_ms": 1000 * spent / sent if name != "storescp" else float("nan"),
+        "sender_cpu_ms": 1000 * sender_s / sent,
+    }
 
 
-def latency_and_backlog(folder: Path, backlog: int) -> dict[str, Any]:
-    """From the last image to the result in Orthanc, and how fast many waiting studies are worked off."""
-    age = 2.0
-    settings = f"[completion]\nstable_age_s = {age}\ninterval_s = 0.2\n[sender]\ninterval_s = 0.2\n"
-    with orthanc(folder / "orthanc") as server, service(folder / "full", settings + destination(server)) as running:
-        waits = []
-        for number in range(3):
-            files = head(folder / f"one{number}", number + 1)
-            send(files, running.port)
-            began = time.perf_counter()
-            wait_for(lambda count=number: server.count("SR") > count, "the result", 900)
-            waits.append(time.perf_counter() - began)
-        for number in range(backlog):
-            send(head(folder / f"many{number}", number + 100), running.port)
-        with closing(running.queue()) as queue:
-            left = backlog + 3 - sum(str(job.state) == "done" for job in queue.worklist())
+def receive(folder: Path, repeats: int) -> dict[str, Any]:
+    """Receive rates, the receivers in turns, so that a slow minute of the machine hits all of them."""
+    files = head(folder / "head")
+    runs: dict[tuple[int, str], list[dict[str, float]]] = {}
+    for _ in range(repeats):
+        for senders in SENDERS:
+            for name in RECEIVERS:
+                runs.setdefault((senders, name), []).append(receive_once(folder, name, files, senders))
+                print(senders, name, runs[senders, name][-1], file=sys.stderr)
+    told: dict[str, Any] = {"repeats": repeats, "studies_a_run": STUDIES, "load": round(os.getloadavg()[0], 1)}
+    for (senders, name), found in runs.items():
+        rates = [run["studies_per_min"] for run in found]
+        summary = {key: round(statistics.median(run[key] for run in found), 2) for key in found[0]}
+        summary = {key: value for key, value in summary.items() if value == value}
+        summary["studies_per_min_range"] = [round(min(rates), 1), round(max(rates), 1)]
+        told.setdefault(f"{senders} senders", {})[name] = summary
+    for group in (told[f"{senders} senders"] for senders in SENDERS):
+        for name in ("orthanc", "storescp"):
+            ratio = group["hemolens"]["studies_per_min"] / group[name]["studies_per_min"]
+            group["hemolens"][f"rate_over_{name}"] = round(ratio, 2)
+    return told
+
+
+def bare(files: Sequence[str], repeats: int, threads: int | None) -> list[float]:
+    """Seconds of reading and analyzing one study, the model loaded, without any service."""
+    options = AnalyzeOptions(threads=threads)
+    predictor = Predictor(load_model(None), "auto", threads)
+    took = []
+    for _ in range(repeats + 1):
         began = time.perf_counter()
-        wait_for(lambda: server.count("SR") == backlog + 3, "all results", 3600)
-        took = time.perf_counter() - began
+        analyze(Path(files[0]).parent, options, predictor=predictor)
+        took.append(time.perf_counter() - began)
+    return took[1:]
+
+
+def way(folder: Path, repeats: int, backlog: int) -> dict[str, Any]:
+    """From the last image to the result in Orthanc, and how fast many waiting studies are worked off."""
+    files = head(folder / "head")
+    alone = bare(files, repeats, None)
+    found: dict[str, Any] = {"stable_age_s": STABLE_AGE_S, "repeats": repeats, "analysis_alone_s": _spread(alone)}
+    found["load"] = round(os.getloadavg()[0], 1)
+    for name, worker in (("1 worker", ""), ("2 workers, 1 thread each", "[worker]\nprocesses = 2\nthreads = 1\n")):
+        settings = (
+            f"[completion]\nstable_age_s = {STABLE_AGE_S}\ninterval_s = 0.2\n[sender]\ninterval_s = 0.2\n{worker}"
+        )
+        place = folder / name.replace(" ", "")
+        with (
+            orthanc(place / "orthanc") as server,
+            service(place / "service", settings + destination(server)) as running,
+        ):
+            waits = [latency(files, running.port, server) for _ in range(repeats)]
+            rate = drained(files, running.port, server, backlog)
+        waiting = statistics.median(waits)
+        found[name] = {
+            "last_image_to_orthanc_s": _spread(waits),
+            "of_which_the_service_adds_s": round(waiting - STABLE_AGE_S - statistics.median(alone), 2),
+            "backlog": backlog,
+            "studies_per_hour": round(rate, 1),
+            "rate_over_analysis_alone": round(rate * statistics.median(alone) / 3600, 2),
+        }
+    return found
+
+
+def latency(files: Sequence[str], port: int, server: Orthanc) -> float:
+    """Seconds from the acknowledgment of the last image to the report in Orthanc."""
+    before = server.count("SR")
+    push(files, port, 1, 1, "HEMOLENS")
+    began = time.perf_counter()
+    wait_for(lambda: server.count("SR") > before, "the result", 900)
+    return time.perf_counter() - began
+
+
+def drained(files: Sequence[str], port: int, server: Orthanc, backlog: int) -> float:
+    """Studies an hour, from the end of the first analysis of the backlog to the end of the last."""
+    before = server.count("SR")
+    push(files, port, backlog, 1, "HEMOLENS")
+    wait_for(lambda: server.count("SR") > before, "the first result", 900)
+    began, first = time.perf_counter(), server.count("SR") - before
+    wait_for(lambda: server.count("SR") == before + backlog, "all results", 3600)
+    return 3600 * (backlog - first) / (time.perf_counter() - began)
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {
-        "stable_age_s": age,
-        "seconds_from_last_image_to_orthanc": [round(w, 2) for w in waits],
-        "backlog": left,
-        "studies_per_hour": round(3600 * left / took, 1),
+        "median": round(statistics.median(values), 2),
+        "range": [round(min(values), 2), round(max(values), 2)],
+        "n": len(values),
     }
 
 
 def main() -> None:
-    """Run and print."""
+    """Run, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=60)
-    parser.add_argument("--senders", type=int, default=4)
+    parser.add_argument("--part", choices=("receive", "way"), action="append")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backlog", type=int, default=12)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=RESULTS)
     told = parser.parse_args()
+    parts = told.part or ["receive", "way"]
+    found = json.loads(told.json.read_text()) if told.json.exists() else {}
+    found["machine"] = machine()
     with tempfile.TemporaryDirectory(prefix="hemolens-bench-") as name:
-        folder = Path(name)
-        load = os.getloadavg()[0]
-        found = {
-            "cores": os.cpu_count(),
-            "load_before": round(load, 1),
-            "receive": [receive(folder / str(n), told.studies, n) for n in sorted({1, told.senders})],
-            **(latency_and_backlog(folder / "way", told.backlog) if told.backlog else {}),
-        }
+        if "receive" in parts:
+            found["receive"] = receive(Path(name) / "receive", told.repeats)
+        if "way" in parts:
+            found["way"] = way(Path(name) / "way", told.repeats, told.backlog)
     print(json.dumps(found, indent=2))
-    if told.json:
-        told.json.write_text(json.dumps(found, indent=2) + "\n")
+    told.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

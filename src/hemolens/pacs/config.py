@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -31,6 +32,9 @@ class ListenerConfig:
     max_pdu: int = 131072
     """Bytes of one PDU."""
     max_associations: int = 16
+    """At once, for each process."""
+    processes: int = 1
+    """How many share the port; the system spreads connections over them."""
     max_instance_mb: float = 1024.0
     """Size of one instance; a longer one ends the association."""
     timeout_s: float = 60.0
@@ -43,6 +47,11 @@ class ListenerConfig:
         _check_range("port", self.port, 0, 65535)
         _check_range("max_pdu", self.max_pdu, 4096, 16 * 1024**2)
         _check_range("max_associations", self.max_associations, 1, 1000)
+        _check_range("processes", self.processes, 1, 64)
+        if self.processes > 1 and self.port == 0:
+            raise ValueError("port must be named where several processes share it")
+        if self.processes > 1 and not hasattr(socket, "SO_REUSEPORT"):
+            raise ValueError("processes must be 1: this system does not let several share a port")
         _check_positive(self, "max_instance_mb", "timeout_s", "pdu_timeout_s")
 
 

@@ -126,17 +126,31 @@ class GuardedServer(ThreadedAssociationServer):
         Tells for an address why it may not call; empty if it may.
     handler
         Takes instances.
+    shared
+        Whether other processes serve the same port.
     """
 
     request_queue_size = 64
     daemon_threads = True
 
     def __init__(
-        self, *arguments: Any, limits: Limits, refusal: Callable[[str], str], handler: Handler, **options: Any
+        self,
+        *arguments: Any,
+        limits: Limits,
+        refusal: Callable[[str], str],
+        handler: Handler,
+        shared: bool = False,
+        **options: Any,
     ) -> None:
-        self.limits, self.handler = limits, handler
+        self.limits, self.handler, self._shared = limits, handler, shared
         self._refusal = refusal
         super().__init__(*arguments, **options | {"request_handler": GuardedHandler})
+
+    def server_bind(self) -> None:
+        """Take the port, alone or with other processes that say so as well."""
+        if self._shared and self.socket is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; with TLS the handshake waits for the connection's own thread."""

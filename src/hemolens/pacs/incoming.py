@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
+from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -30,6 +31,7 @@ TAGS = (
     "StudyTime", "SeriesTime", "AcquisitionTime", "AccessionNumber", "Modality", "PatientID", "IssuerOfPatientID",
     "StudyInstanceUID", "SeriesInstanceUID",
 )  # fmt: skip
+WANTED = {name: Tag(name) for name in TAGS}
 LAST_TAG = 0x0020000E
 """Nothing behind it is read."""
 UID_FORM = re.compile(r"[0-9A-Za-z._-]{1,64}")
@@ -78,7 +80,7 @@ def read_header(data: bytes, transfer_syntax: str, salt: bytes, start: int = 0) 
             syntax.is_implicit_VR,
             syntax.is_little_endian,
             stop_when=lambda tag, _vr, _length: tag > LAST_TAG,
-            specific_tags=[Tag(name) for name in TAGS],
+            specific_tags=list(WANTED.values()),
         )
         return _header(found, salt)
     except DecodeError:
@@ -140,8 +142,14 @@ def _kind(sop_class: str, modality: str, image_type: str) -> InstanceKind:
 
 
 def _text(found: Dataset, name: str) -> str:
-    value = found.get(name)
-    return "" if value is None else str(value).strip().strip("\0")
+    raw: Any = found.get_item(WANTED[name])  # None if it is not there
+    value = raw.value if raw is not None else None
+    if isinstance(value, bytes) and value.isascii():
+        text = value.decode("ascii")
+    else:  # only now pydicom need look at the character set, which takes it long
+        value = found.get(name)
+        text = "" if value is None else str(value)
+    return text.strip().strip("\0").strip()
 
 
 def _uid(found: Dataset, name: str) -> str:

@@ -94,6 +94,7 @@ class Listener:
                 limits=limits,
                 refusal=self._refusal_of_address,
                 handler=self._on_store,
+                shared=settings.processes > 1,
             )
         except OSError as error:
             where = f"{settings.host}:{settings.port}"

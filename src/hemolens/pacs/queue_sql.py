@@ -103,11 +103,11 @@ class SqlQueue:
             *(received.accession_hash, received.acquired),
         )
         # The row stays locked: what completes a series waits, or is waited for.
-        series = _series(cursor.rows(f"{SERIES} WHERE series_uid = ?{self._database.lock}", received.series_uid)[0])
-        there = cursor.rows(f"{INSTANCES} WHERE sop_uid = ?", received.sop_uid)
-        alike = (series.study_uid, series.patient_key) == (received.study_uid, received.patient_key)
-        if there or not alike:
-            same = bool(there) and there[0][4] == received.sha256 and there[0][1] == received.series_uid
+        owner = "SELECT study_uid, patient_key FROM series WHERE series_uid = ?"
+        (belongs,) = cursor.rows(f"{owner}{self._database.lock}", received.series_uid)
+        there = cursor.rows("SELECT sha256, series_uid FROM instances WHERE sop_uid = ?", received.sop_uid)
+        if there or belongs != (received.study_uid, received.patient_key):
+            same = there == [(received.sha256, received.series_uid)]
             return Kept.SAME if same else self._conflict(cursor, received)
         cursor.run(
             "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?)",

@@ -84,8 +84,9 @@ def serve(config: PacsConfig, ready: Callable[[], None] = lambda: None) -> None:
 
 def roles(config: PacsConfig) -> list[str]:
     """Return the names of the processes that a configuration asks for."""
+    listeners = ["listener", *(f"listener-{number}" for number in range(2, config.listener.processes + 1))]
     workers = [f"worker-{number + 1}" for number in range(config.worker.processes)]
-    return ["listener", *workers, "sender", *(["api"] if config.api.enabled else [])]
+    return [*listeners, *workers, "sender", *(["api"] if config.api.enabled else [])]
 
 
 def check(config: PacsConfig) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -78,6 +79,7 @@ class Spool:
         self._used = 0.0
         self._measured = 0.0
         self._measuring = 0.0
+        self._mark, self._numbers = secrets.token_hex(6), itertools.count()
         try:
             for name in (INCOMING, ASIDE, RESULTS, TRASH):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -133,27 +135,33 @@ class Spool:
         OutputError
             If it cannot be written; nothing of it is left.
         """
-        target = self.root / path
+        target = f"{self.root}/{path}"
         try:
-            if target.exists():
+            if os.access(target, os.F_OK):
                 return self._compare(path, content)
             self.check_room(len(content))
-            _make_folders(target.parent, self.root)
-            part = target.with_name(f"{target.stem}-{secrets.token_hex(6)}{PART}")
+            part = f"{target.removesuffix('.dcm')}-{self._mark}-{next(self._numbers)}{PART}"
             try:
-                _write(part, content)
+                self._write(part, content)
                 # Unlike a rename, a link never replaces what another association has put there meanwhile.
                 os.link(part, target)
             except FileExistsError:
                 return self._compare(path, content)
             finally:
                 with contextlib.suppress(FileNotFoundError):
-                    part.unlink()
-            flush_folder(target.parent)
+                    os.unlink(part)  # noqa: PTH108 - here and below: for each instance Path takes as long as the rest
+            flush_folder(os.path.dirname(target))  # noqa: PTH120
         except OSError as error:
             raise _refused(self.root, error) from error
         self._grow(len(content))
         return Stored(path, conflict=False)
+
+    def _write(self, part: str, content: bytes) -> None:
+        try:
+            _write(part, content)
+        except FileNotFoundError:
+            _make_folders(Path(part).parent, self.root)
+            _write(part, content)
 
     def set_aside(self, path: str) -> None:
         """Move an instance that does not fit what is known of its series out of the way; its contents are kept."""
@@ -240,14 +248,14 @@ class Spool:
 
     def has(self, path: str) -> bool:
         """Whether a file lies here."""
-        return (self.root / path).exists()
+        return os.access(f"{self.root}/{path}", os.F_OK)
 
     def remove_results(self, job_id: str) -> None:
         """Remove what was written for a job."""
         shutil.rmtree(self.results_of(job_id), ignore_errors=True)
 
 
-def flush_folder(folder: Path) -> None:
+def flush_folder(folder: str | Path) -> None:
     """Put a folder's entries on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -267,12 +275,16 @@ def _make_folders(folder: Path, root: Path) -> None:
         flush_folder(made.parent)
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
+def _write(path: str | Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        written, view = 0, memoryview(content)
+        while written < len(content):
+            written += os.write(handle, view[written:])
         # A full disk may show only now.
-        os.fsync(stream.fileno())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _size_of(root: Path) -> int:
