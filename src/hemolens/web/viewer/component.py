@@ -90,16 +90,19 @@ def show_3d(study: Study, *, key: str, height: int = 640) -> None:
     room = session.room(st.session_state)
     base = f"{study.id}-{key}"
     labels = study.labels
+    parts = {"planes": planes.SPACING_MM, "coarse": planes.COARSE_MM, "solid": planes.SOLID_MM}
     with room.lock:
-        for part, mm in (("planes", planes.SPACING_MM), ("solid", planes.SOLID_MM)):
+        for part, mm in parts.items():
             head, lesions = partial(planes.head_nifti, study, mm), partial(planes.lesions_nifti, study, labels, mm)
             room.shelf[f"{base}-{part}-head"] = Shelved("application/octet-stream", head, True)
             room.shelf[f"{base}-{part}-lesions"] = Shelved("application/octet-stream", lesions, True)
     data = {
         "study": study.id,
         "name": study.name,
-        "planes": [f"{PREFIX}/shelf/{base}-planes-head", f"{PREFIX}/shelf/{base}-planes-lesions?r={study.revision}"],
-        "solid": [f"{PREFIX}/shelf/{base}-solid-head", f"{PREFIX}/shelf/{base}-solid-lesions?r={study.revision}"],
+        **{
+            part: [f"{PREFIX}/shelf/{base}-{part}-head", f"{PREFIX}/shelf/{base}-{part}-lesions?r={study.revision}"]
+            for part in parts
+        },
         "library": f"{PREFIX}/static/niivue.js?v={static_version('niivue.js.gz')}",
         "subtypes": _legend(),
         "window": [BLOOD_WINDOW.low_hu, BLOOD_WINDOW.high_hu],

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hemolens.web.session import Study
 
 SPACING_MM = 1.0
+COARSE_MM = 1.6
+"""For the planes where there is no graphics card and every voxel costs the processor: 4 times fewer of them."""
 SOLID_MM = 2.0
 """For the 3D view: a ray crosses the whole head, and not every machine has a graphics card."""
 MOST_POINTS = 14_000_000

@@ -39,6 +39,7 @@ class Planes {
         <div class="corner-text" role="status" aria-live="polite"></div>
       </div>`;
     this.root = root;
+    this.angles = [235, 20];
     this.find = (name) => root.querySelector(name);
     const bar = this.find(".group");
     for (const [title, low, high] of WINDOWS) {
@@ -70,18 +71,16 @@ class Planes {
 
   async update(data) {
     for (const stage of this.root.querySelectorAll(".stage")) stage.style.height = `${Math.min(data.pictureHeight, Math.max(320, stage.clientWidth))}px`;
-    const shown = [...data.planes, ...data.solid].join();
+    const shown = data.planes.join();
     if (this.shown === shown) return;
     this.shown = shown;
     try {
       this.say("Preparing the three planes …");
       const library = await import(window.location.origin + data.library);
-      // One after the other: the planes stand while the head is still being made.
-      const parts = {};
-      for (const name of ["planes", "solid"]) parts[name] = await Promise.all(data[name].map(bytes));
+      const slow = software();
       this.close();
-      await this.draw((library.Niivue ? library : globalThis.niivue).Niivue, data, parts);
-      this.say("");
+      // One after the other: the planes stand while the head is still being made.
+      await this.draw((library.Niivue ? library : globalThis.niivue).Niivue, data, slow);
     } catch (error) {
       this.shown = null;
       const line = error instanceof TypeError ? "The server does not answer. Reload the page." : error.message;
@@ -89,38 +88,59 @@ class Planes {
     }
   }
 
-  say(line) {
-    for (const node of this.root.querySelectorAll(".waiting")) { node.textContent = line; node.style.display = line ? "" : "none"; }
+  say(line, stages = this.root.querySelectorAll(".stage")) {
+    for (const stage of stages) {
+      const node = stage.querySelector(".waiting");
+      node.textContent = line;
+      node.style.display = line ? "" : "none";
+      stage.setAttribute("aria-busy", String(Boolean(line)));
+    }
   }
 
-  async draw(Niivue, data, parts) {
+  async draw(Niivue, data, slow) {
     const common = { logLevel: "error", backColor: [0, 0, 0, 1], isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false, isColorbar: false, loadingText: "", forceDevicePixelRatio: 1 };
     const labels = labelColors(data.subtypes);
-    const open = async (canvas, [head, lesions], options, skull) => {
+    const open = async (canvas, [head, lesions], options, skull, settle) => {
       const view = new Niivue({ ...common, ...options });
       await view.attachToCanvas(canvas);
+      // Each step below would build every texture anew, which takes seconds without a graphics card: once is enough.
+      view.updateGLVolume = () => {};
       if (skull) view.addColormap("hemolens_skull", skull);
       await view.addVolumeFromUrl({ url: "head.nii", name: "head.nii", buffer: head, colormap: skull ? "hemolens_skull" : "gray",
         cal_min: skull ? SKULL.from : data.window[0], cal_max: skull ? SKULL.to : data.window[1] });
       await view.addVolumeFromUrl({ url: "lesions.nii", name: "lesions.nii", buffer: lesions, opacity: skull ? 1 : 0.6 });
       view.volumes[1].setColormapLabel(labels);
       view.setInterpolation(false);
+      settle(view);
+      delete view.updateGLVolume;
       view.updateGLVolume();
       return view;
     };
-    this.two = await open(this.find(".two"), parts.planes, { show3Dcrosshair: false, crosshairColor: [1, 0.84, 0.3, 0.8], crosshairGap: 6, isOrientationTextVisible: true, multiplanarShowRender: 0, fontSizeScaling: 0.4, fontMinPx: 14 });
-    this.two.setMultiplanarLayout(2); // a grid
-    this.two.setSliceType(this.two.sliceTypeMultiplanar);
+    const planes = await Promise.all(data[slow ? "coarse" : "planes"].map(bytes));
+    this.two = await open(this.find(".two"), planes, { show3Dcrosshair: false, crosshairColor: [1, 0.84, 0.3, 0.8], crosshairGap: 6, isOrientationTextVisible: true, multiplanarShowRender: 0, fontSizeScaling: 0.4, fontMinPx: 14 }, null, (view) => {
+      view.setMultiplanarLayout(2); // a grid
+      view.setSliceType(view.sliceTypeMultiplanar);
+    });
     if (data.center) {
       this.two.scene.crosshairPos = this.two.mm2frac(data.center);
       this.two.drawScene();
     }
-    this.solid = await open(this.find(".solid"), parts.solid, { show3Dcrosshair: false, isOrientationTextVisible: true, isOrientCube: true }, skullColors());
-    this.solid.setSliceType(this.solid.sliceTypeRender);
-    this.setSkull(this.find(".skull").value / 100);
-    this.look(235, 20);
-    this.setWindow(...data.window);
-    this.find(".legend").replaceChildren(...data.subtypes.filter((s) => this.present(parts.planes[1], s.label)).map((s) => {
+    this.markWindow(data.window[0]);
+    this.drawLegend(data.subtypes, planes[1]);
+    const [flat, round] = this.root.querySelectorAll(".stage");
+    this.say("", [flat]);
+    this.say("Preparing the head …", [round]);
+    await new Promise((done) => setTimeout(done, 30)); // let them be seen
+    this.solid = await open(this.find(".solid"), await Promise.all(data.solid.map(bytes)), { show3Dcrosshair: false, isOrientationTextVisible: true, isOrientCube: true, forceDevicePixelRatio: slow ? 0.5 : 1 }, skullColors(), (view) => {
+      view.setSliceType(view.sliceTypeRender);
+      view.setOpacity(0, this.find(".skull").value / 100);
+      [view.scene.renderAzimuth, view.scene.renderElevation] = this.angles;
+    });
+    this.say("", [round]);
+  }
+
+  drawLegend(subtypes, lesions) {
+    this.find(".legend").replaceChildren(...subtypes.filter((s) => this.present(lesions, s.label)).map((s) => {
       const label = document.createElement("span"), swatch = document.createElement("span");
       swatch.className = "swatch";
       swatch.style.background = `rgb(${s.color.join(" ")})`;
@@ -135,6 +155,10 @@ class Planes {
     if (!this.two) return;
     Object.assign(this.two.volumes[0], { cal_min: low, cal_max: high });
     this.two.updateGLVolume();
+    this.markWindow(low);
+  }
+
+  markWindow(low) {
     for (const button of this.root.querySelectorAll("[data-low]")) button.setAttribute("aria-pressed", String(Number(button.dataset.low) === low));
   }
 
@@ -147,6 +171,15 @@ class Planes {
     this.angles = [azimuth, elevation];
     this.solid?.setRenderAzimuthElevation(azimuth, elevation);
   }
+}
+
+/** Whether there is no graphics card: every voxel and pixel costs the processor then. */
+function software() {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  const told = gl?.getExtension("WEBGL_debug_renderer_info");
+  const name = told ? gl.getParameter(told.UNMASKED_RENDERER_WEBGL) : "";
+  gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name);
 }
 
 async function bytes(url) {
