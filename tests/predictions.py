@@ -21,9 +21,9 @@ MODEL = ModelIdentity("test-net", "0" * 64, {"data": ["none"], "license": "Apach
 
 
 def predict(
-    labels: NDArray[np.uint8], sure: float = 0.9, *, interval: tuple[float, float] | None = (0.9, 0.99)
+    labels: NDArray[np.uint8], sure: float = 0.9, *, interval: tuple[float, float] | None = (0.9, 0.99), **told: Any
 ) -> Prediction:
-    """Answer exactly `labels`: probability `sure` inside, 0 outside, slice scores to match."""
+    """Answer exactly `labels`: probability `sure` inside, 0 outside, slice scores to match; `told` as in Prediction."""
     labels = np.asarray(labels, dtype=np.uint8)
     slices = np.full((len(labels), len(FINDING_NAMES)), 0.05, dtype=np.float32)
     slices[labels.any(axis=(1, 2)), 0] = 0.95
@@ -38,6 +38,7 @@ def predict(
         mask_threshold=0.5,
         study_threshold=0.5,
         model=MODEL,
+        **told,
     )
 
 

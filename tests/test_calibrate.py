@@ -10,7 +10,18 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from hemolens.config import from_mapping, to_mapping
-from hemolens.inference.calibrate import Calibration, Logistic, logit, sigmoid, study_score, venn_abers
+from hemolens.inference.calibrate import (
+    Calibration,
+    Logistic,
+    conformal_band,
+    conformal_interval,
+    logit,
+    sigmoid,
+    study_score,
+    venn_abers,
+    volume_interval,
+    volume_log_ratio,
+)
 
 
 def test_a_fit_finds_the_probabilities_that_made_the_data() -> None:
@@ -90,6 +101,64 @@ def test_the_interval_holds_the_probability() -> None:
 
 def test_a_card_without_calibration_patients_gives_no_interval() -> None:
     assert calibration(study_scores=(), study_truth=()).study(np.zeros((2, 6)))[1] is None
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0, 8.0])
+def test_the_band_of_doubt_keeps_its_promise(shift: float) -> None:
+    """Over many draws of 19 validation scans: new bleeding scans below, and bleed-free ones above, are 10 % at most."""
+    rng = np.random.default_rng(3)
+    missed, alarmed, inside = [], [], []
+    for _ in range(600):
+        scores = np.concatenate([rng.normal(shift, 1, 9), rng.normal(0, 1, 10)])
+        band = conformal_band(scores.tolist(), [1] * 9 + [0] * 10)
+        assert band is not None
+        new = rng.normal(0, 1, 200)
+        missed.append((new + shift < band[0]).mean())
+        alarmed.append((new > band[1]).mean())
+        inside.append(((new >= band[0]) & (new <= band[1])).mean())
+    assert np.mean(missed) <= 0.1 + 0.01
+    assert np.mean(alarmed) <= 0.1 + 0.01
+    if shift == 0.5:  # hardly to be told apart: most scans must be left to a human
+        assert np.mean(inside) > 0.5
+        assert np.mean(missed) > 0.05, "a band that promises more than was asked abstains for nothing"
+
+
+def test_too_few_scans_make_no_band() -> None:
+    assert conformal_band([1.0] * 8 + [0.0] * 20, [1] * 8 + [0] * 20) is None
+    assert conformal_band([1.0] * 9 + [0.0] * 9, [1] * 9 + [0] * 9) == (0.0, 1.0)
+    assert calibration().band() is None
+    assert conformal_band([], []) is None
+
+
+def test_the_band_is_told_as_probabilities() -> None:
+    scores = tuple(np.linspace(-3, 1, 12)) + tuple(np.linspace(-1, 3, 12))
+    fitted = calibration(study_scores=scores, study_truth=(0,) * 12 + (1,) * 12)
+    band = fitted.band()
+    assert band is not None
+    low, high = conformal_band(scores, fitted.study_truth) or (0, 0)
+    assert (low, high) == (-1.0, 1.0)
+    assert band == pytest.approx([float(sigmoid(2.0 * s + 0.5)) for s in (low, high)])
+
+
+def test_the_interval_of_the_volume_keeps_its_promise() -> None:
+    rng = np.random.default_rng(4)
+    held = []
+    for _ in range(800):
+        true, found = rng.lognormal(2, 1, 19), rng.lognormal(0, 0.4, 19)
+        ratios = [volume_log_ratio(t, t * f) for t, f in zip(true, found, strict=True)]
+        pair = conformal_interval(ratios[:18], 0.2)
+        assert pair is not None
+        low, high = volume_interval(true[18] * found[18], pair)
+        assert low <= true[18] * found[18] <= high
+        held.append(low <= true[18] <= high)
+    assert 0.76 <= np.mean(held) <= 0.93
+    assert conformal_interval([0.1] * 8, 0.2) is None
+
+
+def test_an_interval_of_a_volume_never_turns_negative() -> None:
+    assert volume_interval(0.1, (-3.0, 0.5))[0] == 0.0
+    low, high = volume_interval(20.0, (-0.2, 0.3))
+    assert (low, high) == pytest.approx((20.5 * np.exp(-0.2) - 0.5, 20.5 * np.exp(0.3) - 0.5))
 
 
 def test_one_bright_slice_alone_weighs_less_than_two() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hemolens.measurements.findings import (
     summary_sentence,
 )
 from hemolens.measurements.lesions import MIN_LESION_ML
-from hemolens.volume import SourceInfo
+from hemolens.volume import SourceInfo, Volume
 from phantom import build_stack
 from predictions import analyzed, bleeding_head, predict, volume_of
 
@@ -89,6 +90,37 @@ def test_the_decision_is_the_predictions() -> None:
         findings = build_findings(volume, prediction, *_lesions(volume, prediction), (), {}, _now())
         assert findings.study.decision == decision
         assert findings.positive is (decision == "positive")
+
+
+def test_what_lies_in_the_band_of_doubt_is_uncertain() -> None:
+    volume, labels = bleeding_head()
+    for value, uncertain in ((0.29, False), (0.3, True), (0.6, True), (0.61, False)):
+        prediction = predict(labels, study_band=(0.3, 0.6), sensitive_threshold=0.2)
+        prediction.study_probability[0] = value
+        findings = build_findings(volume, prediction, *_lesions(volume, prediction), (), {}, _now())
+        assert findings.study.uncertain is uncertain
+        assert (findings.study.uncertain_band, findings.study.sensitive_threshold) == ((0.3, 0.6), 0.2)
+        first = f"Uncertain ({value:.2f}), a human should look first: "
+        assert summary_sentence(findings).startswith(first) is uncertain
+        assert findings.study.decision == ("positive" if value >= 0.5 else "negative"), "doubt changes no decision"
+    assert not analyzed(volume, labels)[2].study.uncertain, "a card without a band leaves nothing uncertain"
+
+
+def test_the_volume_has_an_interval_where_its_error_is_known() -> None:
+    volume, labels = bleeding_head()
+    ratio = (np.log(0.5), np.log(2.0))
+
+    def total(prediction: Any, volume: Volume = volume) -> Total:
+        return build_findings(volume, prediction, *_lesions(volume, prediction), (), {}, _now()).total
+
+    told = total(predict(labels, volume_log_ratio=ratio))
+    assert told.volume_ml is not None
+    expected = (max(0.0, (told.volume_ml + 0.5) / 2 - 0.5), (told.volume_ml + 0.5) * 2 - 0.5)
+    assert told.volume_interval_ml == pytest.approx(expected)
+    assert total(predict(labels)).volume_interval_ml is None
+    assert total(predict(np.zeros_like(labels), volume_log_ratio=ratio)).volume_interval_ml is None
+    pixels = total(predict(labels, volume_log_ratio=ratio), replace(volume, stack=None))
+    assert pixels.volume_interval_ml is None
 
 
 def test_probabilities_are_clipped_into_their_range() -> None:

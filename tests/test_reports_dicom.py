@@ -358,6 +358,15 @@ def test_the_report_says_research_only_who_made_it_and_every_note(reported: Writ
     assert sr.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99HEMOLENS"
 
 
+def test_the_report_of_an_uncertain_scan_asks_for_a_human(tmp_path: Path) -> None:
+    write_series(tmp_path, SMALL)
+    report = highdicom.sr.Comprehensive3DSR.from_dataset(written(tmp_path, study_band=(0.5, 1.0)).sr)
+    (scan,) = report.content.get_image_measurement_groups()
+    decision, human = scan.get_qualitative_evaluations()
+    assert (decision.name.value, decision.value.meaning) == ("decision", "Positive")
+    assert (human.name.value, human.value.meaning) == ("human_first", "Yes")
+
+
 def test_a_negative_scan_gets_a_report_and_no_segmentation(tmp_path: Path) -> None:
     write_series(tmp_path, SMALL)
     result = written(tmp_path, np.zeros((4, 7, 5), np.uint8))

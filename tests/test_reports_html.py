@@ -180,6 +180,19 @@ def test_a_clean_scan_has_no_lesion_table_and_says_so() -> None:
     assert not [a for _, a in page.tags if a.get("id") in {"lesions", "outlines", "truth"}]
 
 
+def test_an_uncertain_scan_says_so_first() -> None:
+    volume, labels = bleeding_head()
+    _, label_map, findings = analyzed(volume, labels, study_band=(0.2, 0.97), volume_log_ratio=(-0.3, 0.2))
+    page = Page(render_html(label_map, findings))
+    assert "Uncertain" in page.text
+    assert "A human should look first: " in page.text
+    assert "Hemorrhage likely" not in page.text
+    assert [a for _, a in page.tags if a.get("class") == "hero uncertain"]
+    assert [a for _, a in page.tags if a.get("class") == "doubt"]
+    low, high = findings.total.volume_interval_ml or (0, 0)
+    assert f"80 % interval {low:.1f} to {high:.1f} ml" in " ".join(page.text.split())
+
+
 def test_images_without_spacing_are_told_in_pixels() -> None:
     volume, labels = bleeding_head()
     source = SourceInfo("images", "folder", window=DisplayWindow())

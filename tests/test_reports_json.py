@@ -35,12 +35,13 @@ def cases() -> dict[str, Findings]:
     return {
         "volume": analyzed(volume, labels, notes=NOTES)[2],
         "pixels": analyzed(bare, labels, interval=None)[2],
+        "uncertain": analyzed(volume, labels, study_band=(0.2, 0.97), volume_log_ratio=(-0.3, 0.2))[2],
         "nothing": analyzed(volume, np.zeros_like(labels))[2],
         "one slice": analyzed(one, spot)[2],
     }
 
 
-@pytest.fixture(scope="module", params=["volume", "pixels", "nothing", "one slice"])
+@pytest.fixture(scope="module", params=["volume", "pixels", "uncertain", "nothing", "one slice"])
 def findings(request: pytest.FixtureRequest) -> Findings:
     return cases()[request.param]
 
@@ -99,6 +100,8 @@ def test_one_unit_of_each_pair_is_there_and_never_both() -> None:
         lambda f: f["quality"][0].update(code="unheard_of"),
         lambda f: f["quality"][0].update(severity="fatal"),
         lambda f: f["timing_s"].update(lunch=60),
+        lambda f: f["study"].update(uncertain="maybe"),
+        lambda f: f["total"].pop("volume_interval_ml"),
         lambda f: f["model"].update(sha256="short"),
         lambda f: f.update(notice="Cleared for clinical use."),
     ],

@@ -338,8 +338,8 @@ def test_a_run_of_an_earlier_version_goes_on(run: Any, tmp_path: Path) -> None:
     del state["config"]["preprocess"]["neighbor_support"]
     torch.save(state, path)
     run(tmp_path / "run", resume=True)
+    changed = replace(tiny(), preprocess=replace(tiny().preprocess, neighbor_support=1.0))
     with pytest.raises(ConfigError, match=r"preprocess\.neighbor_support was 0\.0, not 1\.0"):
-        changed = replace(tiny(), preprocess=replace(tiny().preprocess, neighbor_support=1.0))
         run(tmp_path / "run", changed, resume=True)
 
 

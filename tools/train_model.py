@@ -57,7 +57,8 @@ def main() -> None:
     sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
     model = uncalibrated(name, onnx, sha256, preprocess)
     validation = [m.removeprefix("ct_ich/") for m in split.fold(0).validation]
-    measured = calibrate_and_measure(model, chosen.data, validation, experiment["drawn"])
+    volumes = [m.removeprefix("phe_sich/") for m in split.fold(0).validation if m.startswith("phe_sich/")]
+    measured = calibrate_and_measure(model, chosen.data, validation, experiment["drawn"], volumes)
     card = {
         "name": name,
         **{key: experiment[key] for key in ("title", "intended_use", "license", "limits")},

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hemolens.config import to_mapping
-from hemolens.evaluation.metrics import youden_threshold
-from hemolens.evaluation.scored import ScoredCase, score_case
+from hemolens.evaluation.metrics import recall_threshold, youden_threshold
+from hemolens.evaluation.scored import Grid, ScoredCase, is_blood, score_case
 from hemolens.evaluation.summary import FALSE_BLEED_MM2, Measure, Summarizer
 from hemolens.evaluation.tables import Scale, fit_calibration, scan_table, slice_table
-from hemolens.inference.calibrate import UNCALIBRATED, Calibration, sigmoid
+from hemolens.inference.calibrate import UNCALIBRATED, Calibration, sigmoid, volume_log_ratio
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import Model, Thresholds
 from hemolens.labels import FINDING_NAMES, SUBTYPES
@@ -36,13 +38,32 @@ def uncalibrated(name: str, path: Path, sha256: str, preprocess: PreprocessConfi
     return Model(name, path, sha256, preprocess, UNCALIBRATED, Thresholds(MASK_THRESHOLD, 0.5), {})
 
 
-def decision_threshold(calibration: Calibration) -> float:
-    """Return the scan probability of the highest sensitivity + specificity on the validation patients."""
+def chosen_thresholds(calibration: Calibration, mask: float = MASK_THRESHOLD) -> Thresholds:
+    """Return the thresholds that the validation scans give: balanced (Youden), and for a sensitivity of 95 %."""
+    truth = np.array(calibration.study_truth)
     probability = sigmoid(calibration.study_any.log_odds(np.array(calibration.study_scores)[:, None]))
-    return round(youden_threshold(calibration.study_truth, probability), 4)
+    balanced, sensitive = youden_threshold(truth, probability), recall_threshold(truth, probability, 0.95)
+    return Thresholds(mask, round(balanced, 4), math.floor(1e4 * sensitive) / 1e4)
 
 
-def calibrate_and_measure(model: Model, data: Path, validation: list[str], never_seen: list[str]) -> dict[str, Any]:
+def volume_log_ratios(predictor: Predictor, dataset: DataSet, patients: Collection[str]) -> tuple[float, ...]:
+    """Return how far outlined volumes of blood lie from those of the masks, for bleeding scans (`volume_log_ratio`)."""
+    ratios = []
+    for case in dataset.cases:
+        if case.patient not in patients:
+            continue
+        volume, labels = dataset.volume(case), dataset.labels(case)
+        each_ml = Grid.of(volume, case.dataset).voxel_ml
+        outlined = predictor.predict(volume).blood >= predictor.model.thresholds.mask
+        true_ml, outlined_ml = (float(m.sum(axis=(1, 2)) @ each_ml) for m in (is_blood(labels), outlined))
+        if true_ml > 0:
+            ratios.append(round(volume_log_ratio(true_ml, outlined_ml), 4))
+    return tuple(sorted(ratios))
+
+
+def calibrate_and_measure(
+    model: Model, data: Path, validation: list[str], never_seen: list[str], volumes: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the calibration, thresholds and metrics of a card.
 
     Parameters
@@ -55,12 +76,17 @@ def calibrate_and_measure(model: Model, data: Path, validation: list[str], never
         CT-ICH patients on whom probabilities and the decision threshold are fitted.
     never_seen
         CT-ICH patients used for nothing but the drawn-mask score; may be among `validation`.
+    volumes
+        PHE-SICH patients, kept from training, on whose derived masks the interval of the volume is fitted.
     """
     bhsd, ct_ich = open_datasets(data, ("bhsd", "ct_ich"))
     predictor = Predictor(model)
     patients = list(_scored(predictor, ct_ich, validation))
     calibration = fit_calibration(patients)
-    thresholds = Thresholds(MASK_THRESHOLD, decision_threshold(calibration))
+    if volumes:
+        (derived,) = open_datasets(data, ("phe_sich",))
+        calibration = replace(calibration, volume_log_ratios=volume_log_ratios(predictor, derived, volumes))
+    thresholds = chosen_thresholds(calibration)
     scale = Scale("card", calibration)
     drawn = [case for case in patients if case.case.patient in never_seen]
     metrics = [
@@ -84,7 +110,7 @@ def with_calibration(card: dict[str, Any], calibration: Calibration, told: str) 
     told
         On whom, in words; it takes the place of the remark that nothing was fitted.
     """
-    thresholds = Thresholds(card["thresholds"]["mask"], decision_threshold(calibration))
+    thresholds = chosen_thresholds(calibration, card["thresholds"]["mask"])
     limits = [limit for limit in card.get("limits", []) if "not calibrated" not in limit]
     return {
         **card,

@@ -16,6 +16,12 @@ from hemolens.labels import FINDING_NAMES
 
 Array = NDArray[np.float64]
 
+ABSTAIN_ERROR = 0.1
+"""Outside the band of doubt, at most this share of bleeding scans, and of bleed-free ones, is called wrongly."""
+VOLUME_ERROR = 0.2
+"""Share of scans whose true volume may lie outside the interval of the volume."""
+VOLUME_OFFSET_ML = 0.5
+"""Added to a volume before its logarithm is taken, so that tiny bleeds do not count as errors of many times."""
 TOP_SLICES = 2
 """A scan's score is the mean log-odds of its this many most suspicious slices: one slice alone is often an artifact."""
 
@@ -80,6 +86,8 @@ class Calibration:
     """Scores of the validation scans, for the interval."""
     study_truth: tuple[int, ...] = ()
     """Whether each of them holds a hemorrhage."""
+    volume_log_ratios: tuple[float, ...] = ()
+    """`volume_log_ratio` of the validation scans whose truth is known."""
 
     def __post_init__(self) -> None:
         if len(self.study_scores) != len(self.study_truth):
@@ -111,6 +119,18 @@ class Calibration:
         low, high = venn_abers(self.study_scores, self.study_truth, float(scores[0]))
         return probability, (min(low, float(probability[0])), max(high, float(probability[0])))
 
+    def band(self) -> tuple[float, float] | None:
+        """Return the probabilities of "any" between which a human should look first; None without validation scans."""
+        band = conformal_band(self.study_scores, self.study_truth)
+        if band is None:
+            return None
+        low, high = (float(sigmoid(self.study_any.log_odds([score]))) for score in band)
+        return min(low, high), max(low, high)
+
+    def volume_log_ratio(self) -> tuple[float, float] | None:
+        """Return between which log ratios the true volume lies for all but `VOLUME_ERROR` of scans, or None."""
+        return conformal_interval(self.volume_log_ratios, VOLUME_ERROR)
+
 
 UNCALIBRATED = Calibration(Logistic((0.5, 0.5), 0.0), Logistic((1.0,), 0.0), Logistic((1.0,), 0.0))
 """Takes what a network says as it is: its slice head and its outline each have half a say."""
@@ -140,6 +160,71 @@ def venn_abers(scores: Sequence[float], truth: Sequence[int], score: float) -> t
         fitted = optimize.isotonic_regression(means, weights=counts.astype(float)).x
         bounds.append(float(fitted[inverse[place]]))
     return bounds[0], bounds[1]
+
+
+def conformal_band(
+    scores: Sequence[float], truth: Sequence[int], error: float = ABSTAIN_ERROR
+) -> tuple[float, float] | None:
+    """Return the scores between which neither answer is safe: where to abstain.
+
+    Class-conditional (Mondrian) conformal prediction: for new scans like those of validation, whatever their
+    distribution, at most a share `error` of the bleeding ones scores below the band and at most that share of the
+    bleed-free ones above it (Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random World, chapter 4.5).
+    Where the classes lie apart, the band is the gap between them, in which nothing was ever seen.
+
+    Parameters
+    ----------
+    scores, truth
+        Of the validation scans.
+    error
+        Allowed for each class.
+
+    Returns
+    -------
+    tuple of float or None
+        None where a class has too few scans to promise that share.
+    """
+    positive = np.sort([s for s, t in zip(scores, truth, strict=True) if t])
+    negative = np.sort([s for s, t in zip(scores, truth, strict=True) if not t])
+    below = int(np.floor(error * (len(positive) + 1)))  # a positive with fewer below it than this is left out
+    above = int(np.floor(error * (len(negative) + 1)))
+    if not below or not above:
+        return None
+    low, high = float(positive[below - 1]), float(negative[len(negative) - above])
+    return min(low, high), max(low, high)
+
+
+def volume_log_ratio(true_ml: float, outlined_ml: float) -> float:
+    """Return how many times too small an outlined volume is, as a logarithm."""
+    return float(np.log((true_ml + VOLUME_OFFSET_ML) / (outlined_ml + VOLUME_OFFSET_ML)))
+
+
+def volume_interval(outlined_ml: float, log_ratio: tuple[float, float]) -> tuple[float, float]:
+    """Return between which volumes the true one lies; the outlined one is always inside."""
+    low, high = ((outlined_ml + VOLUME_OFFSET_ML) * float(np.exp(r)) - VOLUME_OFFSET_ML for r in log_ratio)
+    return max(0.0, min(low, outlined_ml)), max(high, outlined_ml)
+
+
+def conformal_interval(residuals: Sequence[float], error: float) -> tuple[float, float] | None:
+    """Return the interval that holds a new residual with probability 1 - `error` (split conformal, both sides alike).
+
+    Parameters
+    ----------
+    residuals
+        Of validation scans.
+    error
+        Share allowed outside.
+
+    Returns
+    -------
+    tuple of float or None
+        None where there are too few residuals to promise that share.
+    """
+    each = int(np.floor(error / 2 * (len(residuals) + 1)))
+    if not each:
+        return None
+    ordered = np.sort(residuals)
+    return float(ordered[each - 1]), float(ordered[len(ordered) - each])
 
 
 def sigmoid(x: ArrayLike) -> Array:

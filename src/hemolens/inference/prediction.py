@@ -44,6 +44,13 @@ class Prediction:
         The scan is called positive at or above this probability of "any".
     model
         Which weights were used.
+    study_band
+        Probabilities of any hemorrhage from and up to which a human should look first (conformal);
+        None where the card has too few validation scans.
+    sensitive_threshold
+        The threshold that found 95 % of the bleeding validation scans; None where the card names none.
+    volume_log_ratio
+        For `hemolens.inference.calibrate.volume_interval`; None where the card has too few known volumes.
     edema
         Probability that a voxel is perihematomal edema, shape of `blood`; None for a network that does not tell.
     """
@@ -57,6 +64,9 @@ class Prediction:
     study_threshold: float
     model: ModelIdentity
     edema: NDArray[np.float16] | None = None
+    study_band: tuple[float, float] | None = None
+    sensitive_threshold: float | None = None
+    volume_log_ratio: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.blood)
@@ -73,3 +83,11 @@ class Prediction:
     def positive(self) -> bool:
         """Whether the scan is called positive for any hemorrhage."""
         return bool(self.study_probability[0] >= self.study_threshold)
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether a human should look first: scans of either kind had such a probability, or none had."""
+        if self.study_band is None:
+            return False
+        low, high = self.study_band
+        return bool(low <= self.study_probability[0] <= high)

@@ -202,6 +202,9 @@ class Predictor:
             study_threshold=self.model.thresholds.study,
             model=self.model.identity,
             edema=None if scores.edema is None else prepared.restore(scores.edema).astype(np.float16),
+            study_band=self.model.calibration.band(),
+            sensitive_threshold=self.model.thresholds.sensitive,
+            volume_log_ratio=self.model.calibration.volume_log_ratio(),
         )
 
 

@@ -51,7 +51,9 @@ class Thresholds:
     mask: float
     """A voxel at or above this is outlined."""
     study: float
-    """A scan at or above this probability of any hemorrhage is called positive."""
+    """A scan at or above this probability of any hemorrhage is called positive: balanced, by Youden's index."""
+    sensitive: float | None = None
+    """The probability that 95 % of the bleeding validation scans reach; None where nobody chose it."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hemolens.inference.calibrate import volume_interval
 from hemolens.inference.prediction import Prediction
 from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES, SUBTYPES
 from hemolens.measurements.edema import Edema, measure_edema
@@ -22,7 +23,7 @@ from hemolens.measurements.regions import Scale
 from hemolens.notes import QualityNote
 from hemolens.volume import DisplayWindow, LabelMap, Volume
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Raised in the first place when a reader of an earlier version could misread the file, in the second when keys are
 added."""
 NOTICE = "Research use only. Not a medical device."
@@ -64,6 +65,12 @@ class StudyScore:
     decision: str
     """``positive`` where the probability of any hemorrhage reaches the threshold, else ``negative``."""
     threshold: float
+    sensitive_threshold: float | None = None
+    """The threshold that found 95 % of the bleeding validation scans; None where the model names none."""
+    uncertain: bool = False
+    """Whether the probability lies in the band of doubt: a human should look first, whatever the decision."""
+    uncertain_band: tuple[float, float] | None = None
+    """The band; None where the model has too few validation scans to tell."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ class Total:
     left_out_ml: float | None
     """Blood at or above the mask threshold in regions too small to count as lesions."""
     left_out_px: int | None
+    volume_interval_ml: tuple[float, float] | None = None
+    """Where the true volume lies for 80 % of scans like those of validation; None where that is unknown."""
 
     @property
     def size(self) -> float:
@@ -173,6 +182,9 @@ def build_findings(
             interval=prediction.study_interval,
             decision="positive" if prediction.positive else "negative",
             threshold=float(prediction.study_threshold),
+            sensitive_threshold=prediction.sensitive_threshold,
+            uncertain=prediction.uncertain,
+            uncertain_band=prediction.study_band,
         ),
         slices=_slice_scores(volume, prediction, label_map),
         lesions=lesions,
@@ -191,6 +203,9 @@ def summary_sentence(findings: Findings) -> str:
     total, lesions = findings.total, findings.lesions
     amount = f"{format_amount(total.size, total.unit)} in {len(lesions)} {'lesion' if len(lesions) == 1 else 'lesions'}"
     chance = f"{findings.study.probability['any']:.2f}"
+    if findings.study.uncertain:
+        outlined = f"{amount} outlined" if lesions else "no lesion outlined"
+        return f"Uncertain ({chance}), a human should look first: {outlined}."
     if findings.positive:
         if not lesions:
             return f"Hemorrhage likely ({chance}), but no lesion could be outlined."
@@ -263,5 +278,7 @@ def _total(volume: Volume, prediction: Prediction, label_map: LabelMap) -> Total
     total = sum(by_subtype[name] for name in SUBTYPE_NAMES)
     left_out = size((prediction.blood >= prediction.mask_threshold) & (label_map.labels == 0))
     if scale.in_ml:
-        return Total(total, None, by_subtype, left_out, None)
+        ratio = prediction.volume_log_ratio
+        interval = volume_interval(total, ratio) if ratio is not None and total > 0 else None
+        return Total(total, None, by_subtype, left_out, None, interval)
     return Total(None, round(total), by_subtype, None, round(left_out))

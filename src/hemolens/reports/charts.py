@@ -18,7 +18,7 @@ TICKS = (0.0, 0.5, 1.0)
 
 
 def gauge(study: StudyScore) -> str:
-    """Draw the probability of any hemorrhage on a line from 0 to 1, with its interval and the threshold."""
+    """Draw the probability of any hemorrhage on a line from 0 to 1, with interval, threshold and band of doubt."""
     width, y = 420, 34
     value = study.probability["any"]
 
@@ -27,6 +27,12 @@ def gauge(study: StudyScore) -> str:
 
     parts = [f'<line class="track" x1="{x(0)}" y1="{y}" x2="{x(1)}" y2="{y}"/>']
     told = f"Probability of any hemorrhage {value:.2f}"
+    if study.uncertain_band:
+        low, high = study.uncertain_band
+        title = f"<title>A human should look first from {low:.2f} to {high:.2f}</title>"
+        box = f'x="{x(low)}" y="{y - 9}" width="{(high - low) * (width - 20):.1f}" height="18"'
+        parts.insert(0, f'<rect class="doubt" {box}>{title}</rect>')
+        told += f", uncertain from {low:.2f} to {high:.2f}"
     if study.interval:
         low, high = study.interval
         parts.append(f'<line class="band" x1="{x(low)}" y1="{y}" x2="{x(high)}" y2="{y}"/>')

@@ -59,6 +59,8 @@ MEAN, TOTAL = Code("373098007", "SCT", "Mean"), Code("255619001", "SCT", "Total"
 POSITIVE, NEGATIVE = Code("10828004", "SCT", "Positive"), Code("260385009", "SCT", "Negative")
 DECISION = Code("decision", PRIVATE_SCHEME, "Decision at threshold")
 THRESHOLD = Code("threshold", PRIVATE_SCHEME, "Threshold of decision")
+HUMAN_FIRST = Code("human_first", PRIVATE_SCHEME, "Uncertain: a human should look first")
+YES = Code("373066001", "SCT", "Yes")
 
 
 def structured_report(origin: Origin, segmentation: Segmentation | None) -> bytes:
@@ -178,13 +180,14 @@ def _scan_group(origin: Origin) -> sr.MeasurementsAndQualitativeEvaluations:
         name = Code(f"volume_{EDEMA.abbreviation}", PRIVATE_SCHEME, f"Volume of {EDEMA.title.lower()}")
         values.append(_measurement(name, edema.volume_ml, CUBIC_CENTIMETER, TOTAL))
     decision = POSITIVE if origin.findings.positive else NEGATIVE
+    doubt = [sr.QualitativeEvaluation(HUMAN_FIRST, YES)] if study.uncertain else []
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(origin.uid("scan"), "scan"),
         finding_type=HEMORRHAGE,
         algorithm_id=_algorithm(origin.findings),
         finding_sites=[sr.FindingSite(INTRACRANIAL)],
         measurements=values,
-        qualitative_evaluations=[sr.QualitativeEvaluation(DECISION, decision)],
+        qualitative_evaluations=[sr.QualitativeEvaluation(DECISION, decision), *doubt],
         source_images=[sr.SourceImageForMeasurementGroup(*told) for told in _references(origin.frames)],
     )
 

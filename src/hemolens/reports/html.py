@@ -118,6 +118,7 @@ def _facts(findings: Findings) -> list[dict[str, str]]:
     bloody = sum(bool(s.blood_area_mm2 or s.blood_area_px) for s in findings.slices)
     facts = [
         _fact("Blood outlined", *format_amount(total.size, total.unit).split(" ")),
+        *_likely(findings),
         _fact("Lesions", str(len(lesions))),
         _fact("Slices with blood", str(bloody), f"of {len(findings.slices)}"),
     ]
@@ -129,6 +130,14 @@ def _facts(findings: Findings) -> list[dict[str, str]]:
         amount, unit = format_amount(largest.size, total.unit).split(" ")
         facts.append(_fact("Largest lesion", amount, f"{unit}, {SUBTYPE_OF[largest.subtype].abbreviation}"))
     return facts
+
+
+def _likely(findings: Findings) -> list[dict[str, str]]:
+    """Tell the interval of the volume, where there is one."""
+    if findings.total.volume_interval_ml is None:
+        return []
+    low, high = findings.total.volume_interval_ml
+    return [_fact("80 % interval", f"{low:.1f} to {high:.1f}", "ml")]
 
 
 def _fact(name: str, value: str, unit: str = "") -> dict[str, str]:
