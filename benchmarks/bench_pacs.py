@@ -1,6 +1,6 @@
 """Figures of the PACS service: receive rate, time from the last image to the result in Orthanc, backlog drained.
 
-    python benchmarks/bench_pacs.py [--part receive] [--part way] [--repeats 3] [--backlog 12]
+    python benchmarks/bench_pacs.py [--part receive] [--part way] [--repeats 3] [--backlog 12] [--add]
 
 Everything is real: dcmtk's storescu as the sender (about 1 ms of processor time an image, so that it is not what is
 measured), `hemolens pacs serve`, and an Orthanc that takes the results. Studies are the demo head as 32 slices of
@@ -96,7 +96,8 @@ def by_storescp(folder: Path) -> Iterator[tuple[int, str, int, Callable[[], int]
     command = ["storescp", "--fork", "-pdu", "131072", "+B", "+uf", "-od", str(folder), str(port)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: subprocess.run(["echoscu", "127.0.0.1", str(port)], check=False).returncode == 0, "storescp")
+        echo = ["echoscu", "127.0.0.1", str(port)]
+        wait_for(lambda: subprocess.run(echo, stderr=subprocess.DEVNULL, check=False).returncode == 0, "storescp")
         yield port, "ANY", process.pid, lambda: len(list(folder.iterdir()))
     finally:
         process.send_signal(signal.SIGKILL)
@@ -114,39 +115,44 @@ def processor_s(pid: int) -> float:
 
 def receive_once(folder: Path, name: str, files: Sequence[str], senders: int) -> dict[str, float]:
     """Let one receiver take the studies; nothing is analyzed meanwhile."""
-    with tempfile.TemporaryDirectory(dir=folder) as place, RECEIVERS[name](Path(place) / "r") as told:
-        port, called, pid, count = told
+    with tempfile.TemporaryDirectory(dir=folder) as place, RECEIVERS[name](Path(place) / "r") as at:
+        port, called, pid, count = at
         before = processor_s(pid)
         took, sender_s = push(files, port, STUDIES[senders], senders, called)
         spent, kept = processor_s(pid) - before, count()
     sent = STUDIES[senders] // senders * senders * SLICES
     if kept != sent:
         raise RuntimeError(f"{name}: {sent} acknowledged, {kept} kept")
-    return {
-        "studies_per_min": 60 * sent / SLICES / took,
-        "receiver_cpu_ms": 1000 * spent / sent if name != "storescp" else float("nan"),
-        "sender_cpu_ms": 1000 * sender_s / sent,
-    }
+    told = {"studies_per_min": 60 * sent / SLICES / took, "sender_cpu_ms": 1000 * sender_s / sent}
+    # The processes that storescp forks are gone before they could be asked.
+    return told if name == "storescp" else told | {"receiver_cpu_ms": 1000 * spent / sent}
 
 
-def receive(folder: Path, repeats: int) -> dict[str, Any]:
-    """Receive rates, the receivers in turns, so that a slow minute of the machine hits all of them."""
+def receive(folder: Path, repeats: int, runs: list[dict[str, Any]], save: Callable[[], None]) -> None:
+    """Add runs, the receivers in turns, so that a slow minute of the machine hits all of them."""
     files = head(folder / "head")
-    runs: dict[tuple[int, str], list[dict[str, float]]] = {}
     for _ in range(repeats):
         for senders in SENDERS:
             for name in RECEIVERS:
-                runs.setdefault((senders, name), []).append(receive_once(folder, name, files, senders))
-                print(senders, name, runs[senders, name][-1], file=sys.stderr)
-    told: dict[str, Any] = {"repeats": repeats, "studies_a_run": STUDIES, "load": round(os.getloadavg()[0], 1)}
-    for (senders, name), found in runs.items():
-        rates = [run["studies_per_min"] for run in found]
-        summary = {key: round(statistics.median(run[key] for run in found), 2) for key in found[0]}
-        summary = {key: value for key, value in summary.items() if value == value}
-        summary["studies_per_min_range"] = [round(min(rates), 1), round(max(rates), 1)]
-        told.setdefault(f"{senders} senders", {})[name] = summary
-    for group in (told[f"{senders} senders"] for senders in SENDERS):
-        for name in ("orthanc", "storescp"):
+                run = {"senders": senders, "receiver": name, "load": round(os.getloadavg()[0], 1)}
+                run |= {key: round(value, 2) for key, value in receive_once(folder, name, files, senders).items()}
+                print(run, file=sys.stderr)
+                runs.append(run)
+                save()
+
+
+def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return medians by number of senders and receiver, and the rate of hemolens over that of the others."""
+    told: dict[str, Any] = {}
+    for run in runs:
+        told.setdefault(f"{run['senders']} senders", {}).setdefault(run["receiver"], []).append(run)
+    for group in told.values():
+        for name, found in group.items():
+            keys = [key for key in found[0] if key.endswith(("_per_min", "_ms"))]
+            group[name] = {"n": len(found)} | {key: round(statistics.median(r[key] for r in found), 2) for key in keys}
+            rates = [run["studies_per_min"] for run in found]
+            group[name]["studies_per_min_range"] = [min(rates), max(rates)]
+        for name in group.keys() - {"hemolens"}:
             ratio = group["hemolens"]["studies_per_min"] / group[name]["studies_per_min"]
             group["hemolens"][f"rate_over_{name}"] = round(ratio, 2)
     return told
@@ -225,18 +231,27 @@ def main() -> None:
     parser.add_argument("--part", choices=("receive", "way"), action="append")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backlog", type=int, default=12)
+    parser.add_argument("--add", action="store_true", help="add runs to those of before")
     parser.add_argument("--json", type=Path, default=RESULTS)
     told = parser.parse_args()
     parts = told.part or ["receive", "way"]
     found = json.loads(told.json.read_text()) if told.json.exists() else {}
-    found["machine"] = machine()
+    found |= {"machine": machine(), "studies_a_run": {str(n): count for n, count in STUDIES.items()}}
+    runs = found.setdefault("receive_runs", [])
+    if "receive" in parts and not told.add:
+        runs.clear()
+
+    def save() -> None:
+        found["receive"] = summarize(runs)
+        told.json.write_text(json.dumps(found, indent=2) + "\n")
+
     with tempfile.TemporaryDirectory(prefix="hemolens-bench-") as name:
         if "receive" in parts:
-            found["receive"] = receive(Path(name) / "receive", told.repeats)
+            receive(Path(name) / "receive", told.repeats, runs, save)
         if "way" in parts:
             found["way"] = way(Path(name) / "way", told.repeats, told.backlog)
-    print(json.dumps(found, indent=2))
-    told.json.write_text(json.dumps(found, indent=2) + "\n")
+    save()
+    print(json.dumps({key: value for key, value in found.items() if key != "receive_runs"}, indent=2))
 
 
 if __name__ == "__main__":

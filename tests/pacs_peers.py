@@ -60,7 +60,7 @@ def wait_for(what: Callable[[], Any], why: str, timeout_s: float = WAIT_S) -> An
 class Orthanc:
     """A real Orthanc with DICOMweb, on ports of its own."""
 
-    def __init__(self, folder: Path, modalities: dict[str, list[Any]] | None = None, lua: str = "") -> None:
+    def __init__(self, folder: Path, modalities: dict[str, Any] | None = None, lua: str = "", **more: Any) -> None:
         need("Orthanc", str(PLUGIN))
         folder.mkdir(parents=True, exist_ok=True)
         self.http_port, self.dicom_port = free_port(), free_port()
@@ -70,7 +70,7 @@ class Orthanc:
             "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"), "OverwriteInstances": False,
             "DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True, "DicomAlwaysAllowMove": True,
             "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "Plugins": [str(PLUGIN)],
-            "DicomModalities": modalities or {},
+            "DicomModalities": modalities or {}, **more,
         }  # fmt: skip
         if lua:
             (folder / "route.lua").write_text(lua)
@@ -83,7 +83,11 @@ class Orthanc:
             self.process = subprocess.Popen(
                 ["Orthanc", str(self.folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT
             )
-        wait_for(self._answers, "Orthanc to start")
+        wait_for(lambda: self.dead() or self._answers(), "Orthanc to start")
+        assert not self.dead(), (self.folder / "orthanc.log").read_text()[-2000:]
+
+    def dead(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     def _answers(self) -> bool:
         try:
@@ -141,6 +145,7 @@ class Service:
     def __init__(self, folder: Path, settings: str, port: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.port = folder, port or free_port()
+        self.spool = folder / "spool"
         self.config = folder / "pacs.toml"
         head = f'[listener]\nport = {self.port}\n[api]\nenabled = false\n[spool]\npath = "spool"\nmin_free_gb = 0.01\n'
         self.config.write_text(head + settings)
@@ -233,14 +238,14 @@ def storescu(files: Sequence[Path], port: int, *options: str, called: str = "HEM
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S)
 
 
-def send(files: Sequence[Path], port: int, calling: str = "SENDER") -> list[int | None]:
+def send(files: Sequence[Path], port: int, calling: str = "SENDER", host: str = "127.0.0.1") -> list[int | None]:
     """Send files over one association by pynetdicom; the status of each, None without an answer."""
     entity = AE(ae_title=calling)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 60
     for pair in {(dcmread(f, stop_before_pixels=True).SOPClassUID, dcmread(f).file_meta.TransferSyntaxUID)
                  for f in files}:  # fmt: skip
         entity.add_requested_context(*pair)
-    association = entity.associate("127.0.0.1", port, ae_title="HEMOLENS")
+    association = entity.associate(host, port, ae_title="HEMOLENS")
     if not association.is_established:
         return [None] * len(files)
     told: list[int | None] = []
@@ -290,8 +295,12 @@ class Postgres:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr.decode()[-500:]
 
-    def start(self) -> None:
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    def start(self, *addresses: str) -> None:
+        """Listen on this computer, and where told for hosts of a private network."""
+        with (self.folder / "db" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 10.0.0.0/8 trust\n")
+        listen = ",".join(("127.0.0.1", *addresses))
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses={listen} -c fsync=off"
         log = str(self.folder / "log")
         # Its output must not hang on to our pipes.
         with Path(os.devnull).open("wb") as nothing:

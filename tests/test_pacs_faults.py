@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -12,7 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from pydicom import dcmread
 
 from conftest import IN_CI
 from dicom_files import Series, write_series
+from hemolens.pacs.queue import Queue
 from pacs_peers import (
     Orthanc,
     Postgres,
@@ -69,7 +70,7 @@ class Sender(threading.Thread):
 
 def check_counts(running: Service, server: Orthanc, acknowledged: set[str], series: int) -> None:
     """The three equations of the issue."""
-    spool = running.folder / "spool"
+    spool = running.spool
     with closing(running.queue()) as queue:
         kept = {uid for uid in acknowledged if queue.instance_kept(uid)}
         assert kept == acknowledged
@@ -87,8 +88,22 @@ def check_counts(running: Service, server: Orthanc, acknowledged: set[str], seri
         assert len({d.sop_uid for d in deliveries}) == len(deliveries)
         assert server.count("SR") == len(done)
         assert server.count("SR") + server.count("SEG") == len(deliveries)
-        for report in server.objects("SR"):
-            assert str(report.StudyInstanceUID) in {job.study_uid for job in done}
+        check_references(queue, server, {job.study_uid for job in done})
+
+
+def check_references(queue: Queue, server: Orthanc, studies: set[str]) -> None:
+    """A result stands in the study of its images, and names no other: studies that came interleaved do not mix."""
+    of_study: dict[str, set[str]] = {}
+    for job in queue.worklist(1000):
+        of_study.setdefault(job.study_uid, set()).update(i.sop_uid for i in queue.instances(job.series_uid))
+    for modality in ("SR", "SEG"):
+        for found in server.objects(modality):
+            assert str(found.StudyInstanceUID) in studies
+            if modality == "SEG":
+                series = found.ReferencedSeriesSequence
+                named = {str(i.ReferencedSOPInstanceUID) for s in series for i in s.ReferencedInstanceSequence}
+                assert named
+                assert named <= of_study[str(found.StudyInstanceUID)]
 
 
 def digest_of(queue, series_uid: str) -> str:
@@ -197,25 +212,51 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(spool)], check=True)
 
 
-@pytest.fixture
-def cut() -> Iterator[tuple[str, str]]:
-    """A host of its own in a network namespace, behind a cable that can be cut: its name, this side's address."""
+@dataclass(frozen=True)
+class Host:
+    """A host of its own in a network namespace, behind a cable that can be pulled."""
+
+    name: str
+    link: str
+    """Its end of the cable."""
+    gateway: str
+    """This side's address."""
+    address: str
+
+    @property
+    def prefix(self) -> list[str]:
+        """What runs a command there."""
+        return ["ip", "netns", "exec", self.name]
+
+    def cable(self, state: str) -> None:
+        """Pull the cable (down), or put it back (up)."""
+        ip("-n", self.name, "link", "set", self.link, state)
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextmanager
+def host(number: int) -> Iterator[Host]:
     need("ip")
-    name, here, there = f"hl{os.getpid()}", f"hla{os.getpid()}"[:15], f"hlb{os.getpid()}"[:15]
-    net = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
-    run = lambda *words: subprocess.run(["ip", *words], check=True)  # noqa: E731
-    run("netns", "add", name)
+    pid = os.getpid()
+    net = f"10.{200 + pid % 50}.{pid // 50 % 250}"
+    here, there = f"hla{pid}-{number}", f"hlb{pid}-{number}"
+    made = Host(f"hl{pid}-{number}", there, f"{net}.{4 * number + 1}", f"{net}.{4 * number + 2}")
+    ip("netns", "add", made.name)
     try:
-        run("link", "add", here, "type", "veth", "peer", "name", there)
-        run("link", "set", there, "netns", name)
-        run("addr", "add", f"{net}.1/24", "dev", here)
-        run("link", "set", here, "up")
-        run("-n", name, "addr", "add", f"{net}.2/24", "dev", there)
-        run("-n", name, "link", "set", there, "up")
-        yield name, f"{net}.1"
+        ip("link", "add", here, "type", "veth", "peer", "name", there)
+        ip("link", "set", there, "netns", made.name)
+        ip("addr", "add", f"{made.gateway}/30", "dev", here)
+        ip("link", "set", here, "up")
+        ip("-n", made.name, "addr", "add", f"{made.address}/30", "dev", there)
+        ip("-n", made.name, "link", "set", there, "up")
+        ip("-n", made.name, "link", "set", "lo", "up")
+        yield made
     finally:
         subprocess.run(["ip", "link", "del", here], check=False, stderr=subprocess.DEVNULL)
-        run("netns", "del", name)
+        ip("netns", "del", made.name)
 
 
 CLIENT = """
@@ -243,43 +284,41 @@ MANY = 200
 
 @pytest.mark.slow
 @ROOT_ONLY
-def test_a_cable_cut_in_mid_association(tmp_path: Path, cut: tuple[str, str]) -> None:
-    name, address = cut
+def test_a_cable_cut_in_mid_association(tmp_path: Path) -> None:
     files = write_series(tmp_path / "in", Series(rows=200, columns=200, slices=MANY))
-    net = address.rsplit(".", 1)[0]
-    running = Service(tmp_path / "service", "[worker]\nprocesses = 0\n[completion]\nstable_age_s = 600\n")
-    text = running.config.read_text().replace(
-        "[listener]\n",
-        f'[listener]\nhost = "{address}"\ntimeout_s = 3\npdu_timeout_s = 3\nmax_associations = 1\n'
-        f'allow = {{ addresses = ["{net}.0/24"] }}\n',
-    )
-    running.config.write_text(text)
-    try:
-        running.start()
-        command = ["ip", "netns", "exec", name, sys.executable, "-c", CLIENT, address, str(running.port)]
-        client = subprocess.Popen([*command, *map(str, files)], stdout=subprocess.PIPE, text=True)
-        wait_for(lambda: running.counts()["instances"] >= 5, "some instances", 40)
-        far = json.loads(subprocess.run(["ip", "-n", name, "-j", "link"], check=True, capture_output=True).stdout)
-        link = next(entry["ifname"] for entry in far if entry["ifname"].startswith("hlb"))
-        subprocess.run(["ip", "-n", name, "link", "set", link, "down"], check=True)
-        acknowledged = set((client.communicate(timeout=120)[0] or "").split())
-        assert 0 < len(acknowledged) < MANY
-        kept = {str(dcmread(f).SOPInstanceUID) for f in (tmp_path / "service" / "spool/incoming").rglob("*.dcm")}
-        assert acknowledged <= kept
-        assert len(kept) - len(acknowledged) <= 1, "at most the one whose answer was lost"
-        subprocess.run(["ip", "-n", name, "link", "set", link, "up"], check=True)
+    settings = "[worker]\nprocesses = 0\n[completion]\nstable_age_s = 600\n"
+    with host(0) as far:
+        running = Service(tmp_path / "service", settings)
+        listen_at(running, far.gateway, far.address, "timeout_s = 3\npdu_timeout_s = 3\nmax_associations = 1\n")
+        command = [*far.prefix, sys.executable, "-c", CLIENT, far.gateway, str(running.port), *map(str, files)]
+        try:
+            running.start()
+            client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            wait_for(lambda: running.counts()["instances"] >= 5, "some instances", 40)
+            far.cable("down")
+            acknowledged = set((client.communicate(timeout=120)[0] or "").split())
+            assert 0 < len(acknowledged) < MANY
+            kept = {str(dcmread(f).SOPInstanceUID) for f in (running.folder / "spool/incoming").rglob("*.dcm")}
+            assert acknowledged <= kept
+            assert len(kept) - len(acknowledged) <= 1, "at most the one whose answer was lost"
+            far.cable("up")
 
-        def all_sent() -> bool:
-            done = subprocess.run(
-                [*command, *map(str, files)], capture_output=True, text=True, check=False, timeout=120
-            )
-            return len(done.stdout.split()) == MANY
+            def all_sent() -> bool:
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+                return len(done.stdout.split()) == MANY
 
-        # Only one association is allowed: the dead one must have been ended for this to work.
-        wait_for(all_sent, "the association to be given up")
-        assert running.counts()["instances"] == MANY
-    finally:
-        running.stop()
+            # Only one association is allowed: the dead one must have been ended for this to work.
+            wait_for(all_sent, "the association to be given up")
+            assert running.counts()["instances"] == MANY
+        finally:
+            running.stop()
+
+
+def listen_at(running: Service, address: str, caller: str, more: str = "") -> None:
+    """Have a service listen at an address, for one caller and itself."""
+    allow = f'allow = {{ addresses = ["{caller}", "{address}"] }}\n'
+    head = f'[listener]\nhost = "{address}"\n{allow}{more}'
+    running.config.write_text(running.config.read_text().replace("[listener]\n", head, 1))
 
 
 @pytest.mark.slow
@@ -311,39 +350,54 @@ def test_a_series_that_never_completes_holds_up_no_other(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_hosts_on_one_postgres_and_one_of_them_dies(tmp_path: Path) -> None:
-    """Each has its own listener; spool and queue are shared. What the dead one held goes to the other."""
+@ROOT_ONLY
+def test_two_hosts_on_one_postgres_and_one_of_them_is_cut_off(tmp_path: Path) -> None:
+    """Each is a network namespace with its own listener; spool and queue are shared.
+
+    What the one behind the cut cable held goes to the other; when it comes back, its late results change nothing, and
+    it takes part again.
+    """
     server, heads = Postgres(), 4
-    server.start()
-    try:
-        url = server.fresh()
-        with orthanc(tmp_path / "orthanc") as archive:
-            settings = f'{FAST}[queue]\nurl = "{url}"\n{destination(archive)}'
-            one, two = (Service(tmp_path / name, settings) for name in ("one", "two"))
-            two.config.write_text(two.config.read_text().replace('path = "spool"', f'path = "{tmp_path}/one/spool"'))
-            try:
-                one.start()
-                two.start()
-                files = [small_head(tmp_path / f"h{n}", n) for n in range(heads)]
-                for number, head in enumerate(files):
-                    # Half of each series to each host.
-                    assert set(send(head[::2], (one, two)[number % 2].port)) == {0}
-                    assert set(send(head[1::2], (two, one)[number % 2].port)) == {0}
-                wait_for(lambda: two.counts()["jobs.running"] == 2, "both hosts to work")
-                assert two.process is not None
-                doomed = [two.process.pid, *(two.pid(role) for role in ("listener", "worker-1", "sender"))]
-                for pid in doomed:
-                    os.kill(pid, signal.SIGKILL)
-                wait_for(lambda: one.settled(heads), "every result", 300)
-                uids = {str(dcmread(f).SOPInstanceUID) for head in files for f in head}
-                check_counts(one, archive, uids, heads)
-                with closing(one.queue()) as queue:
-                    assert max(job.attempts for job in queue.worklist()) >= 2
-            finally:
-                one.stop()
-                two.stop()
-    finally:
-        server.remove()
+    with ExitStack() as stack:
+        stack.callback(server.remove)
+        hosts = [stack.enter_context(host(number)) for number in (1, 2)]
+        server.start(*(far.gateway for far in hosts))
+        queue_url = server.fresh()
+        archive = stack.enter_context(orthanc(tmp_path / "orthanc"))
+        one, two = (on_host(tmp_path, far, archive, queue_url) for far in hosts)
+        for running, far in zip((one, two), hosts, strict=True):
+            stack.callback(running.stop)
+            running.start(prefix=far.prefix)
+        files = [small_head(tmp_path / f"h{n}", n) for n in range(heads)]
+        ways = [(running.port, far.address) for running, far in zip((one, two), hosts, strict=True)]
+        for number, head in enumerate(files):
+            # Half of each series to each host.
+            for half in (0, 1):
+                port, address = ways[(number + half) % 2]
+                assert set(send(head[half::2], port, host=address)) == {0}
+        wait_for(lambda: one.counts()["jobs.running"] == 2, "both hosts to work")
+        hosts[1].cable("down")
+        wait_for(lambda: one.settled(heads), "every result", 300)
+        hosts[1].cable("up")
+        uids = {str(dcmread(f).SOPInstanceUID) for head in files for f in head}
+        check_counts(one, archive, uids, heads)
+        with closing(one.queue()) as queue:
+            assert max(job.attempts for job in queue.worklist()) >= 2
+        late = small_head(tmp_path / "late", heads)
+        wait_for(lambda: set(send(late, ways[1][0], host=ways[1][1])) == {0}, "the second host to take scans again")
+        wait_for(lambda: two.settled(heads + 1), "its result")
+        check_counts(two, archive, uids | {str(dcmread(f).SOPInstanceUID) for f in late}, heads + 1)
+
+
+def on_host(folder: Path, far: Host, archive: Orthanc, queue_url: str) -> Service:
+    """Settings of a service on a host of its own, whose spool the hosts share."""
+    url = queue_url.replace("127.0.0.1", far.gateway)
+    settings = f'{FAST}[queue]\nurl = "{url}"\n{destination(archive, host=far.gateway)}'
+    running = Service(folder / far.name, settings)
+    listen_at(running, far.address, far.gateway)
+    running.config.write_text(running.config.read_text().replace('path = "spool"', f'path = "{folder}/shared"'))
+    running.spool = folder / "shared"
+    return running
 
 
 def test_tools_are_there() -> None:

@@ -193,7 +193,7 @@ def asked(running: Service) -> int | None:
 def test_settings_that_do_not_fit_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hemolens.cli.main import main
 
-    file = tmp_path / "pacs.toml"
+    file, quiet = tmp_path / "pacs.toml", "[api]\nenabled = false\n[listener]\nport = 0\n"
     for text, expected in (
         ("[listner]\nport = 1\n", "listner: no such setting. Did you mean 'listener'?"),
         ('[listener]\nhost = "0.0.0.0"\n', "beyond this computer"),
@@ -201,6 +201,9 @@ def test_settings_that_do_not_fit_are_told_in_one_line(tmp_path: Path, capsys: p
         ('[queue]\nurl = "mysql://x"\n[api]\nenabled = false\n[listener]\nport = 0\n', "no known kind"),
         ('[[destinations]]\nkind = "ftp"\n', "there is no 'ftp'"),
         ("no toml", "is no TOML file"),
+        (f'{quiet}[webhook]\nurl = "http://x"\nsecret_file = "nowhere"\n', "nowhere"),
+        (f'{quiet}[listener.tls]\ncertificate = "nowhere"\nkey = "nowhere"\n', "nowhere"),
+        (f'{quiet}[[destinations]]\nkind = "dicom"\n[destinations.tls]\nca = "nowhere"\n', "nowhere"),
     ):
         file.write_text(text)
         assert main(["pacs", "serve", "--config", str(file)]) in {1, 2}

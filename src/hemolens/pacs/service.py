@@ -19,13 +19,20 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import Any
 
 from hemolens.errors import ConfigError, HemolensError, QueueError
 from hemolens.pacs.config import PacsConfig
 from hemolens.pacs.logs import log_to_stderr
 from hemolens.pacs.queue import open_queue
 from hemolens.pacs.retention import purge, recover
-from hemolens.pacs.security import check_dicom_port, check_http_port
+from hemolens.pacs.security import (
+    check_dicom_port,
+    check_http_port,
+    client_context,
+    read_secret,
+    server_context,
+)
 from hemolens.pacs.spool import Spool
 
 LOGGER = logging.getLogger("hemolens.pacs.service")
@@ -35,6 +42,7 @@ GRACE_S = 15.0
 """Time that the parts have to end by themselves."""
 LONGEST_PAUSE_S = 30.0
 KILLED_PAUSE_S = 0.5
+PRELOAD = ("hemolens.pacs.listener", "hemolens.pacs.sender", "hemolens.pacs.worker", "hemolens.pacs.webhook")
 SOON_S = 10.0
 """A part that dies sooner after its start is given a pause before the next."""
 
@@ -104,10 +112,23 @@ def check(config: PacsConfig) -> None:
     if config.api.enabled:
         check_http_port(config.api.host, config.api.token_file, config.api.tls)
         _check_free("api", config.api.host, config.api.port)
+    _check_papers(config)
     model_key(config)
     spool = Spool(config.spool.path)
     with closing(open_queue(config.queue_url)) as queue:
         recover(queue, spool)
+
+
+def _check_papers(config: PacsConfig) -> None:
+    """Read every certificate, key and secret once: a part that finds one unusable could only die, again and again."""
+    for server in (config.listener.tls, config.api.tls):
+        if server is not None:
+            server_context(server)
+    for destination in config.destinations:
+        if destination.tls is not None:
+            client_context(destination.tls)
+    if config.webhook.url:
+        read_secret(config.webhook.secret_file)
 
 
 def _check_free(name: str, host: str, port: int) -> None:
@@ -147,12 +168,22 @@ def _tend(part: Part, config: PacsConfig) -> None:
         part.process = None
     if now < part.not_before:
         return
-    # Spawned, not forked: the parts have threads and databases of their own.
-    context = multiprocessing.get_context("spawn")
-    part.process = context.Process(target=run_part, args=(part.role, config), name=part.role)
+    part.process = _context().Process(target=run_part, args=(part.role, config), name=part.role)
     part.process.start()
     part.started = now
     LOGGER.info("%s started as process %d", part.role, part.process.pid)
+
+
+def _context() -> Any:
+    """Return what makes processes: not forks of this one, as the parts have threads and databases of their own.
+
+    Where the system has it, they are forks of a process that has only loaded the code, and so are back in an instant.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOAD))
+    return context
 
 
 def _end(parts: list[Part]) -> None:
