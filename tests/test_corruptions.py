@@ -106,7 +106,9 @@ def test_a_turn_there_and_back_is_none() -> None:
 def test_scale_and_shift_do_what_they_say() -> None:
     before = scan(window=True)
     pixels = (before.labels > 0).sum()
-    assert (change(moved(scale=0.75), before).labels > 0).sum() == pytest.approx(pixels * 0.75**2, rel=0.06)
+    smaller = change(moved(scale=0.75), before)
+    assert (smaller.labels > 0).sum() == pytest.approx(pixels * 0.75**2, rel=0.06)
+    assert smaller.volume().require_stack().spacings_mm[0] == pytest.approx([0.6, 0.6]), "the head keeps its size"
     shifted = change(moved(shift=(0.12, -0.15)), before)
     rows, columns = before.hu.shape[1:]
     was, now = (np.argwhere(s.labels > 0).mean(axis=0)[1:] for s in (before, shifted))
@@ -134,11 +136,13 @@ def test_thick_slices_hold_what_they_are_made_of() -> None:
     assert half.sources == ((0, 1), (1, 2), (3, 4), (4, 5))
     assert half.labels[:, 0, 0].tolist() == [0, 2, 3, 5]
     assert len(change(thicker(2), ramp(1)).hu) == 1
+    assert half.volume().require_stack().offsets_mm.tolist() == [0, 7.5, 15, 22.5]
 
 
 def test_thin_slices_lie_between_their_neighbors() -> None:
     thin = change(thinner(5), ramp(3))
     assert thin.hu[:, 0, 0] == pytest.approx([0, 0, 0, 0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2, 2, 2])
+    assert np.diff(thin.volume().require_stack().offsets_mm) == pytest.approx(1.0)
     assert [s[0] for s in thin.sources] == [0] * 5 + [1] * 5 + [2] * 5
     assert_array_equal(change(thinner(5), ramp(1)).hu, 0)
 

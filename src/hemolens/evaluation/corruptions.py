@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from hemolens.geometry import Stack
 from hemolens.preprocessing.window import to_gray, to_hu
 from hemolens.sources.datasets.cases import UNKNOWN
-from hemolens.volume import DisplayWindow, Volume
+from hemolens.volume import DisplayWindow, SourceInfo, Volume
 
 Float = NDArray[np.float32]
 SKULL_HU = 90.0
@@ -41,25 +42,28 @@ class Scan:
         For each slice the slices of the published scan that its truth is taken from.
     window
         Of 8-bit images; None for others.
+    pixel_mm, slice_mm
+        Distance between pixels and between slices, as a reader would be told.
     """
 
     hu: Float
     labels: NDArray[np.uint8]
     sources: tuple[tuple[int, ...], ...]
     window: DisplayWindow | None
+    pixel_mm: float = 0.45
+    slice_mm: float = 5.0
 
     @classmethod
-    def of(cls, volume: Volume, labels: NDArray[np.uint8]) -> Scan:
+    def of(cls, volume: Volume, labels: NDArray[np.uint8], pixel_mm: float = 0.45, slice_mm: float = 5.0) -> Scan:
         """Take a published scan."""
         sources = tuple((k,) for k in range(len(volume)))
-        return cls(volume.hu.astype(np.float32), labels, sources, volume.source.window)
+        return cls(volume.hu.astype(np.float32), labels, sources, volume.source.window, pixel_mm, slice_mm)
 
-    def volume(self, published: Volume) -> Volume:
-        """Return it as a volume; geometry is kept where every slice still is a published one."""
-        same = self.sources == tuple((k,) for k in range(len(published)))
-        names = published.source.slice_names if same else ()
-        source = replace(published.source, window=self.window, slice_names=names)
-        return Volume(self.hu, published.stack if same else None, source)
+    def volume(self) -> Volume:
+        """Return it as a volume of axial slices, as a reader would."""
+        spacing = (self.pixel_mm, self.pixel_mm)
+        stack = Stack.regular(len(self.hu), spacing_mm=spacing, step_mm=(0, 0, self.slice_mm))
+        return Volume(self.hu, stack, SourceInfo("images", "corrupted", window=self.window))
 
     @property
     def air_hu(self) -> float:
@@ -77,6 +81,8 @@ class Corruption:
     name: str
     title: str
     change: Change
+    mixes: bool = False
+    """Whether slices then hold parts of published ones, so that the truth of these need not be theirs."""
 
 
 def told_window(level_hu: float, width_hu: float) -> Change:
@@ -148,7 +154,7 @@ def moved(angle_deg: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), scale
 
         hu = np.stack([resampled(plane, 1, scan.air_hu) for plane in scan.hu]).astype(np.float32)
         labels = np.stack([resampled(plane, 0, 0) for plane in scan.labels]).astype(np.uint8)
-        return replace(scan, hu=hu, labels=labels)
+        return replace(scan, hu=hu, labels=labels, pixel_mm=scan.pixel_mm / scale)
 
     return change
 
@@ -173,7 +179,9 @@ def thicker(times: float) -> Change:
             hu.append(np.tensordot(weights / weights.sum(), scan.hu[list(members)], 1))
             labels.append(scan.labels[members[int(weights.argmax())]])
             sources.append(tuple(i for k in members for i in scan.sources[k]))
-        return replace(scan, hu=np.stack(hu).astype(np.float32), labels=np.stack(labels), sources=tuple(sources))
+        whole = np.stack(hu).astype(np.float32)
+        step = scan.slice_mm * times
+        return replace(scan, hu=whole, labels=np.stack(labels), sources=tuple(sources), slice_mm=step)
 
     return change
 
@@ -188,12 +196,13 @@ def thinner(times: int) -> Change:
         share = (at - low)[:, None, None].astype(np.float32)
         hu = scan.hu[low] * (1 - share) + scan.hu[np.minimum(low + 1, n - 1)] * share
         nearest = np.rint(at).astype(int)
-        return replace(scan, hu=hu, labels=scan.labels[nearest], sources=tuple(scan.sources[k] for k in nearest))
+        sources = tuple(scan.sources[k] for k in nearest)
+        return replace(scan, hu=hu, labels=scan.labels[nearest], sources=sources, slice_mm=scan.slice_mm / times)
 
     return change
 
 
-def tilted(angle_deg: float, pixel_mm: float = 0.45, slice_mm: float = 5.0) -> Change:
+def tilted(angle_deg: float) -> Change:
     """Shear the stack as a gantry tilted about the left-right axis does, and label each slice by its own pixels.
 
     A slice then holds pixels of several published ones: only where every pixel of all of them is known is its truth.
@@ -201,7 +210,7 @@ def tilted(angle_deg: float, pixel_mm: float = 0.45, slice_mm: float = 5.0) -> C
 
     def change(scan: Scan, rng: np.random.Generator) -> Scan:
         n, rows, _ = scan.hu.shape
-        rise = np.tan(np.deg2rad(angle_deg)) * pixel_mm / slice_mm * (np.arange(rows) - (rows - 1) / 2)
+        rise = np.tan(np.deg2rad(angle_deg)) * scan.pixel_mm / scan.slice_mm * (np.arange(rows) - (rows - 1) / 2)
         hu, labels, sources = np.empty_like(scan.hu), np.empty_like(scan.labels), []
         for k in range(n):
             at = np.clip(k + rise, 0, n - 1)
@@ -245,8 +254,8 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     Corruption("slices_1_mm", "1 mm slices, interpolated from 5 mm", thinner(5)),
     Corruption("slices_7.5_mm", "7.5 mm slices", thicker(1.5)),
     Corruption("slices_10_mm", "10 mm slices", thicker(2)),
-    Corruption("tilt_15", "gantry tilted by 15 degrees", tilted(15)),
-    Corruption("tilt_-15", "gantry tilted by -15 degrees", tilted(-15)),
+    Corruption("tilt_15", "gantry tilted by 15 degrees", tilted(15), mixes=True),
+    Corruption("tilt_-15", "gantry tilted by -15 degrees", tilted(-15), mixes=True),
     Corruption("jpeg_60", "JPEG, quality 60", jpeg(60)),
     Corruption("jpeg_30", "JPEG, quality 30", jpeg(30)),
     Corruption("noise_5", "noise of 5 HU", noise(5)),

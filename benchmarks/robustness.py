@@ -1,0 +1,214 @@
+"""What each change of a scan costs: the scores of a model on changed scans, beside those on the scans as published.
+
+    python benchmarks/robustness.py ../shared/data --split configs/splits/ich-effunet2d-3.json [--model MODEL]
+
+Validation patients only. CT-ICH gives detection per slice, PHE-SICH the outlines (against derived masks). Intervals,
+also of the share of the score that is kept, come from a bootstrap over patients. Writes
+benchmarks/results/robustness.json and prints the table that docs/explanation/robustness.md shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hemolens.evaluation import weighted
+from hemolens.evaluation.bootstrap import bootstrap
+from hemolens.evaluation.corruptions import CORRUPTIONS, Corruption, Scan
+from hemolens.evaluation.scored import Grid, is_blood
+from hemolens.evaluation.summary import FALSE_BLEED_MM2
+from hemolens.inference.predictor import Predictor
+from hemolens.inference.registry import load_model
+from hemolens.sources.datasets.cases import UNKNOWN, Case, DataSet, merged_findings
+from hemolens.sources.datasets.opening import open_datasets
+from hemolens.sources.splits import read_split
+
+RESULTS = Path(__file__).parent / "results" / "robustness.json"
+AS_PUBLISHED = Corruption("none", "as published", lambda scan, rng: scan)
+SLICE_MM = 5.0
+"""Published of both data sets."""
+DETECTION, OUTLINE, CLEAN = "slice_auc", "dice", "false_bleeds"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One slice after a change."""
+
+    patient: str
+    truth: float
+    probability: float
+    both_px: int
+    found_px: int
+    true_px: int
+    outlined_mm2: float
+    """Of a slice that is known to be clean, else NaN."""
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--only", default="", help="names of corruptions, separated by commas")
+    told = parser.parse_args()
+    model = load_model(told.model)
+    patients = frozenset(read_split(told.split).fold(0).validation)
+    chosen = [c for c in CORRUPTIONS if not told.only or c.name in told.only.split(",")]
+    predictor = Predictor(model, threads=1)
+    rows = {
+        c.name: list(rows_of(predictor, open_datasets(told.data, ("ct_ich", "phe_sich")), patients, c))
+        for c in (AS_PUBLISHED, *chosen)
+    }
+    results = {
+        "model": model.name,
+        "sha256": model.sha256,
+        "split": told.split.name,
+        "rows": {c.name: {"title": c.title, **compared(rows[c.name], rows["none"])} for c in (AS_PUBLISHED, *chosen)},
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table(results))
+
+
+def rows_of(
+    predictor: Predictor, datasets: Sequence[DataSet], patients: frozenset[str], corruption: Corruption
+) -> Iterable[Row]:
+    """Yield the slices of all patients after a change."""
+    for dataset in datasets:
+        for case in dataset.cases:
+            if case.group in patients:
+                yield from scored(predictor, dataset, case, corruption)
+
+
+def scored(predictor: Predictor, dataset: DataSet, case: Case, corruption: Corruption) -> Iterable[Row]:
+    """Change a scan, run the model on it, and compare slice by slice."""
+    volume = dataset.volume(case)
+    pixel_mm = float(np.sqrt(Grid.of(volume, case.dataset).pixel_mm2[0]))
+    rng = np.random.default_rng(zlib.crc32(f"{corruption.name}/{case.id}".encode()))
+    scan = corruption.change(Scan.of(volume, dataset.labels(case), pixel_mm, SLICE_MM), rng)
+    prediction = predictor.predict(scan.volume())
+    outlined = prediction.blood >= prediction.mask_threshold
+    for k, members in enumerate(scan.sources):
+        clean = all(case.slices[m].mask_state == "empty" for m in members) and case.dataset == "ct_ich"
+        truth = merged_findings(case.slices[m].findings for m in members)[0]
+        known = (scan.labels[k] != UNKNOWN) & (case.dataset == "phe_sich")
+        true, found = is_blood(scan.labels[k]) & known, outlined[k] & known
+        yield Row(
+            case.group,
+            # Of a slice that holds parts of others it is known only where none of those bleeds, or all do.
+            float("nan") if corruption.mixes and len({case.slices[m].findings[0] for m in members}) > 1 else truth,
+            float(prediction.slice_probability[k, 0]) if case.dataset == "ct_ich" else float("nan"),
+            int((true & found).sum()),
+            int(found.sum()),
+            int(true.sum()),
+            float(outlined[k].sum()) * scan.pixel_mm**2 if clean else float("nan"),
+        )
+
+
+def compared(rows: Sequence[Row], published: Sequence[Row]) -> dict[str, Any]:
+    """Return each score with its interval, and the share of the published scans' score that is kept."""
+    found: dict[str, Any] = {}
+    for name, score in ((DETECTION, detection), (OUTLINE, outline), (CLEAN, false_bleeds)):
+        told = score(rows, rows)
+        kept = score(rows, published, share=True)
+        found[name] = {
+            "value": rounded(told[0].value),
+            "low": rounded(told[0].low),
+            "high": rounded(told[0].high),
+            "n": told[1],
+            "patients": told[0].groups,
+            "kept": rounded(kept[0].value),
+            "kept_low": rounded(kept[0].low),
+            "kept_high": rounded(kept[0].high),
+        }
+    return found
+
+
+def detection(rows: Sequence[Row], against: Sequence[Row], share: bool = False) -> Any:
+    """ROC-AUC per slice; `share`: divided by that of other rows of the same patients."""
+
+    def auc(weights: Any, chosen: Sequence[Row]) -> Any:
+        return weighted.auc(weights, [r.truth for r in chosen], [r.probability for r in chosen])
+
+    return paired(rows, against, lambda r: np.isfinite(r.truth) and np.isfinite(r.probability), auc, share)
+
+
+def outline(rows: Sequence[Row], against: Sequence[Row], share: bool = False) -> Any:
+    """Pooled Dice."""
+
+    def dice(weights: Any, chosen: Sequence[Row]) -> Any:
+        return weighted.ratio(weights, [2 * r.both_px for r in chosen], [r.found_px + r.true_px for r in chosen])
+
+    return paired(rows, against, lambda r: r.found_px + r.true_px > 0, dice, share)
+
+
+def false_bleeds(rows: Sequence[Row], against: Sequence[Row], share: bool = False) -> Any:
+    """Share of clean slices with more than `FALSE_BLEED_MM2` outlined."""
+
+    def over(weights: Any, chosen: Sequence[Row]) -> Any:
+        return weighted.mean(weights, [float(r.outlined_mm2 > FALSE_BLEED_MM2) for r in chosen])
+
+    return paired(rows, against, lambda r: np.isfinite(r.outlined_mm2), over, share)
+
+
+def paired(rows: Sequence[Row], against: Sequence[Row], wanted: Any, score: Any, share: bool) -> Any:
+    """Bootstrap a score, or its share of the score of other rows, drawing the same patients for both."""
+    first, second = [r for r in rows if wanted(r)], [r for r in against if wanted(r)]
+    if not share:
+        return bootstrap([r.patient for r in first], lambda w: score(w, first)), len(first)
+    n = len(first)
+
+    def kept(weights: Any) -> Any:
+        return weighted.divide(score(weights[:, :n], first), score(weights[:, n:], second))
+
+    return bootstrap([r.patient for r in (*first, *second)], kept), n
+
+
+def rounded(value: float) -> float | None:
+    """Return four decimals, or None for an undefined number."""
+    return round(value, 4) if np.isfinite(value) else None
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        "| scan | slice ROC-AUC | kept | outline, pooled Dice | kept | clean slices over 50 mm2 | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"].values():
+        auc, dice, clean = row[DETECTION], row[OUTLINE], row[CLEAN]
+        n = f"{auc['n']} and {dice['n']} slices"
+        cells = [row["title"], spread(auc), share(auc), spread(dice), share(dice), spread(clean, 100), n]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(cell: dict[str, Any], times: int = 1) -> str:
+    """Write a score with its interval."""
+    if cell["value"] is None:
+        return "-"
+    digits = 3 if times == 1 else 1
+    unit = "" if times == 1 else " %"
+    value = f"{times * cell['value']:.{digits}f}{unit}"
+    if cell["low"] is None:
+        return value
+    return f"{value} ({times * cell['low']:.{digits}f} to {times * cell['high']:.{digits}f})"
+
+
+def share(cell: dict[str, Any]) -> str:
+    """Write what is kept of a score, in bold where more than a tenth is lost."""
+    if cell["kept"] is None:
+        return "-"
+    text = f"{100 * cell['kept']:.0f} %"
+    return f"**{text}**" if cell["kept"] < 0.9 else text
+
+
+if __name__ == "__main__":
+    main()
