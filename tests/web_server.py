@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +47,9 @@ def need_browser() -> None:
 
 
 @contextmanager
-def served(*arguments: str, command: list[str] | None = None, **settings: Any) -> Iterator[str]:
+def served(
+    *arguments: str, command: list[str] | None = None, all_cores: bool = False, **settings: Any
+) -> Iterator[str]:
     """Serve until the block ends; gives the address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -54,11 +57,16 @@ def served(*arguments: str, command: list[str] | None = None, **settings: Any) -
     started = command or [sys.executable, str(TESTS / "web_server.py"), str(port), json.dumps(settings)]
     full = [part.replace("PORT", str(port)) for part in [*started, *arguments]]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    server = subprocess.Popen(full, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if all_cores:
+        del env["OMP_NUM_THREADS"]
+    said = tempfile.TemporaryFile("w+")  # no pipe: a full one would stop the server  # noqa: SIM115 - closed below
+    server = subprocess.Popen(full, env=env, stdout=said, stderr=subprocess.STDOUT, text=True)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: answers(f"{url}/_stcore/health") or server.poll() is not None, 120)
-        assert server.poll() is None, server.stdout and server.stdout.read()
+        if server.poll() is not None:
+            said.seek(0)
+            pytest.fail(said.read())
         yield url
     finally:
         server.terminate()
@@ -67,6 +75,7 @@ def served(*arguments: str, command: list[str] | None = None, **settings: Any) -
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait(20)
+        said.close()
 
 
 def answers(url: str) -> bool:
@@ -121,7 +130,7 @@ def main(port: int, settings: Mapping[str, Any]) -> None:
 
     jobs.analyze_named = made_up
     jobs.Office._load = lambda self: None  # type: ignore[assignment,method-assign,return-value]
-    folders = {name: Path(told) for name, told in settings.items() if name in {"keep", "runs"}}
+    folders = {name: Path(told) for name, told in settings.items() if name in {"keep", "runs", "results"}}
     serve(WebSettings(**{**settings, **folders}), port=port)
 
 

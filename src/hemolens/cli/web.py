@@ -30,6 +30,10 @@ Keep = Annotated[
 Runs = Annotated[
     Path | None, typer.Option("--runs", metavar="DIR", help="Folder of training runs for the training page.")
 ]
+Results = Annotated[
+    Path | None,
+    typer.Option("--results", metavar="DIR", help="Folder of earlier results, to rank the most uncertain first."),
+]
 Pacs = Annotated[
     str | None,
     typer.Option("--pacs", metavar="CONFIG|URL", help="PACS service for the worklist: its configuration or address."),
@@ -44,6 +48,7 @@ def web(
     host: Host = "127.0.0.1",
     keep: Keep = None,
     runs: Runs = None,
+    results: Results = None,
     pacs: Pacs = None,
     model: ModelName = None,
     runtime: RuntimeName = Runtime.AUTO,
@@ -58,7 +63,7 @@ def web(
     """
     if not 0 < max_upload <= 64:
         raise WrongUsage("web", "--max-upload must be a number of GiB above 0 and at most 64.")
-    for name, folder in (("--runs", runs),):
+    for name, folder in (("--runs", runs), ("--results", results)):
         if folder is not None and not folder.is_dir():
             raise WrongUsage("web", f"{name}: there is no folder {folder}.")
 
@@ -78,6 +83,7 @@ def web(
     settings = WebSettings(
         keep=keep,
         runs=runs,
+        results=results,
         pacs=pacs,
         model=model,
         runtime=runtime.value,

@@ -197,7 +197,7 @@ def _picture(sheet: _Sheet, picture: SlicePicture, x: float, score: float) -> No
     canvas.drawRightString(x + PICTURE_WIDTH - 4, (top + bottom) / 2, picture.view.right)
     canvas.setFillGray(0.35)
     canvas.setFont(REGULAR, 7.5)
-    canvas.drawString(x, bottom - 10, f"slice {picture.index}, probability {score:.2f}")
+    canvas.drawString(x, bottom - 10, f"slice {picture.index + 1} (index {picture.index}), probability {score:.2f}")
     canvas.setFillGray(0)
 
 
@@ -218,7 +218,7 @@ def _lesions(sheet: _Sheet, findings: Findings) -> None:
     sheet.row(("No.", "Subtype", size, "Confidence", "Mean HU", "Slices", "Extent"), columns, bold=True)
     for lesion in findings.lesions[:MOST_LESIONS]:
         extent = " × ".join("?" if v is None else f"{v:.0f}" for v in lesion.extent_mm) if lesion.extent_mm else ""
-        first, last = lesion.slices[0], lesion.slices[-1]
+        first, last = lesion.slices[0] + 1, lesion.slices[-1] + 1  # people count from 1
         sheet.row(
             (
                 str(lesion.id), titles[lesion.subtype], format_amount(lesion.size, findings.total.unit),

@@ -25,6 +25,7 @@ from hemolens.web.findings import table
 from hemolens.web.session import Study, settings
 from hemolens.web.viewer import Overlay, label_overlay
 from hemolens.web.viewer import show as show_viewer
+from hemolens.web.viewing import split
 
 Labels = NDArray[np.uint8]
 
@@ -191,6 +192,8 @@ def show(study: Study, ui: Any) -> None:
         return
     told = compare(study.label_map, other, known)
     _metrics(told, title, ui)
+    left, right = split(ui)
+    _explained(told, right)
     overlays = [
         label_overlay(study.labels, "found", "Corrected" if study.corrected else "Found"),
         Overlay(
@@ -205,7 +208,8 @@ def show(study: Study, ui: Any) -> None:
             style="outline",
         ),
     ]  # fmt: skip
-    show_viewer(study, overlays, key="compare")
+    with left:
+        show_viewer(study, overlays, key="compare")
 
 
 def _truth(study: Study, ui: Any) -> tuple[Labels | None, NDArray[np.bool_] | None, str]:
@@ -246,6 +250,9 @@ def _metrics(told: Comparison, title: str, ui: Any) -> None:
     cells[1].metric("Volume found", format_amount(told.found, told.unit))
     cells[2].metric(f"Volume, {title.lower()}", format_amount(told.true, told.unit))
     cells[3].metric("Lesions detected", f"{told.detected} of {told.true_lesions}")
+
+
+def _explained(told: Comparison, ui: Any) -> None:
     ui.markdown(
         f"**{told.false_lesions}** of {told.found_lesions} outlined lesions touch no blood of the other side (pink "
         f"outlines); **{told.true_lesions - told.detected}** of {told.true_lesions} were missed (orange outlines)."

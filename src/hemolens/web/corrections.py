@@ -22,7 +22,7 @@ from hemolens.measurements.lesions import number_lesions
 from hemolens.measurements.regions import Scale
 from hemolens.volume import LabelMap, Volume
 
-Kind = Literal["brush", "erase", "erase lesion", "relabel lesion", "add lesion"]
+Kind = Literal["brush", "erase", "erase lesion", "relabel lesion", "add lesion", "take over"]
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Place = tuple[int, int, int]
@@ -57,6 +57,8 @@ class Edit:
     before: Labels
     """What they held."""
     after: Labels
+    source: str = ""
+    """Where what was taken over comes from."""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def told(self) -> str:
@@ -67,6 +69,7 @@ class Edit:
         verbs = {
             "brush": f"Painted {name}", "erase": "Erased with the brush", "erase lesion": "Erased a lesion",
             "relabel lesion": f"Relabeled a lesion as {name}", "add lesion": f"Added a lesion, {name}",
+            "take over": f"Took over {self.source}",
         }  # fmt: skip
         return f"{verbs[self.kind]} ({where})"
 
@@ -80,6 +83,7 @@ class Edit:
             "label": subtype_at(self.label).name if self.label else None,
             "slices": list(self.slices),
             "voxels": len(self.where),
+            **({"source": self.source} if self.source else {}),
             **({"changed_ml": round(size, 6)} if scale.in_ml else {}),
             "at": self.at.isoformat(timespec="seconds"),
         }
@@ -164,6 +168,29 @@ class Draft:
         region = region_at(self.volume, place, prediction)
         return self._changed("add lesion", region & (self.labels == 0), label)
 
+    def take_over(self, labels: Labels, source: str) -> Draft:
+        """Go on with another label map of the same scan, such as a saved correction.
+
+        Parameters
+        ----------
+        labels
+            Shape of the scan, 0 to 5.
+        source
+            Where it comes from, for people: ``the correction by Ada Reader of 2026-11-22``.
+
+        Raises
+        ------
+        InputError
+            If it cannot belong to this scan.
+        """
+        if labels.shape != self.volume.shape or int(labels.max(initial=0)) > len(SUBTYPES):
+            raise InputError("the saved mask", "does not fit this scan", "Open the scan that it was made on.")
+        where = np.flatnonzero(labels != self.labels)
+        if not len(where):
+            return self
+        after = labels.reshape(-1)[where].astype(np.uint8)
+        return self._done("take over", 0, where, after, source)
+
     def undo(self) -> Draft:
         """Take the last change back; the same draft if there is none."""
         if not self.done:
@@ -184,11 +211,11 @@ class Draft:
 
     def _changed(self, kind: Kind, mask: Mask, label: int) -> Draft:
         where = np.flatnonzero(mask & (self.labels != label))
-        if not len(where):
-            return self
+        return self._done(kind, label, where, np.full(len(where), label, dtype=np.uint8)) if len(where) else self
+
+    def _done(self, kind: Kind, label: int, where: NDArray[np.int64], after: Labels, source: str = "") -> Draft:
         slices = tuple(int(k) for k in np.unique(where // (self.volume.shape[1] * self.volume.shape[2])))
-        after = np.full(len(where), label, dtype=np.uint8)
-        edit = Edit(kind, label, slices, where, self.labels.reshape(-1)[where], after)
+        edit = Edit(kind, label, slices, where, self.labels.reshape(-1)[where], after, source)
         return replace(
             self, labels=_with(self.labels, where, after), done=(*self.done, edit)[-HISTORY_MOST:], undone=()
         )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import streamlit as st
+from numpy.typing import NDArray
 
 from hemolens.errors import HemolensError, InputError
 from hemolens.measurements.findings import format_amount
@@ -15,11 +18,13 @@ from hemolens.web import session
 from hemolens.web.corrections import Draft, is_outlined
 from hemolens.web.findings import answer, findings_now
 from hemolens.web.reports import AUTHOR, correction
+from hemolens.web.resuming import kept_corrections, read_kept, read_saved
 from hemolens.web.saving import CORRECTION, RECORD, author_name, zipped
 from hemolens.web.session import Study
 from hemolens.web.training_folder import add_to_training, count
 from hemolens.web.viewer import ViewerEvent, label_overlay
 from hemolens.web.viewer import show as show_viewer
+from hemolens.web.viewing import split
 
 HOW = """
 Choose a tool in the bar above the scan:
@@ -91,7 +96,7 @@ def start_over(study: Study) -> None:
 
 def show(study: Study, ui: Any) -> None:
     """Draw the page."""
-    left, right = ui.columns([7, 4])
+    left, right = split(ui)
     with left:
         event = show_viewer(
             study, [label_overlay(study.labels, "corrected", "Outlines", editable=True)], key="correct", tools=True
@@ -100,6 +105,7 @@ def show(study: Study, ui: Any) -> None:
         _do(study, event)
     with right:
         _history(study)
+        _go_on(study)
         _save(study)
 
 
@@ -154,6 +160,37 @@ def _history(study: Study) -> None:
             args=(st.session_state, study, lesion.slices[len(lesion.slices) // 2]),
             width="stretch",
         )
+
+
+def _go_on(study: Study) -> None:
+    """Offer to take a saved correction up again."""
+    with st.expander("Go on with a saved correction"):
+        given = st.file_uploader(
+            "The zip that you downloaded, or its mask", type=["zip", "nii", "gz"], key=f"resume-{study.id}"
+        )
+        if given is not None and st.button("Take it over", key=f"resume-go-{study.id}"):
+            _taken_over(study, lambda: read_saved(study.volume, given.name, given.getvalue()))
+        keep = session.settings().keep
+        kept = kept_corrections(keep, study.volume) if keep is not None else []
+        if kept:
+            number = st.selectbox(
+                "Kept on the server", range(len(kept)), format_func=lambda n: kept[n][0], key=f"resume-kept-{study.id}"
+            )
+            if st.button("Take this one over", key=f"resume-kept-go-{study.id}"):
+                _taken_over(study, lambda: read_kept(study.volume, kept[number][1]))
+
+
+def _taken_over(study: Study, read: Callable[[], tuple[NDArray[np.uint8], str]]) -> None:
+    try:
+        labels, source = read()
+        with study_lock(study):
+            changed = put(study, draft_of(study).take_over(labels, source))
+    except HemolensError as error:
+        st.error(str(error))
+        return
+    if changed:
+        st.rerun()
+    st.info("Its outlines are those that stand here already.")
 
 
 def _save(study: Study) -> None:

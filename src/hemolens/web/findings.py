@@ -224,7 +224,7 @@ def _lesions(study: Study, rows: list[LesionRow], ui: Any) -> None:
     if not rows:
         ui.caption("No lesion is outlined. If you see one, outline it on the page **Correct**.")
         return
-    ui.caption("Press one to see it in the viewer.")
+    ui.caption("Press one to see it in the viewer. Slices count from 1 here; in files the first has the index 0.")
     for row in rows[:MOST_BUTTONS]:
         _lesion(study, row, ui)
     if len(rows) > MOST_BUTTONS:

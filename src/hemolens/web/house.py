@@ -35,6 +35,8 @@ class WebSettings:
     """Folder where results may be kept; None keeps nothing on disk."""
     runs: Path | None = None
     """Folder of training runs to show."""
+    results: Path | None = None
+    """Folder of earlier results, to be ranked by their doubt."""
     pacs: str | None = None
     """Configuration file or URL of the PACS service whose worklist is shown."""
     model: str | None = None

@@ -28,7 +28,7 @@ def show() -> None:
     if columns[0].button("Open the demo", icon=":material/play_arrow:", type="primary", width="stretch"):
         open_demo()
         st.rerun()
-    columns[1].caption("A computed phantom head with four bleeds of known volume: no patient.")
+    columns[1].caption("A computed phantom head with three bleeds of known volume: no patient.")
     jobs = _jobs()
     if any(_ended(job) for job in jobs):
         st.rerun()  # it ended since `collect` looked

@@ -13,12 +13,13 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemolens.errors import DependencyError, HemolensError, InputError
 from hemolens.web.house import GIB, PREFIX, House, Room, WebSettings, house
+from hemolens.web.pages import PAGES
 from hemolens.web.uploads import BATCH, Batch
 
 try:
@@ -126,8 +127,17 @@ def make_app(settings: WebSettings, *, host: str, port: int) -> Any:
 
 def serve(settings: WebSettings, *, host: str = "127.0.0.1", port: int = 8501) -> None:
     """Serve the web app until it is interrupted."""
+    _prepare()
     options = {**_config(host, port), "server.disconnectedSessionTTL": int(min(60, settings.idle_s))}
     make_app(settings, host=host, port=port).run(config=options)
+
+
+def _prepare() -> None:
+    """Load what the first pages need, so that their user does not wait for it."""
+    for module in ("streamlit.dataframe_util", "hemolens.analysis", "hemolens.demo", "hemolens.web.shell"):
+        import_module(module)
+    for page in PAGES[:2]:
+        page.load()
 
 
 def _config(host: str, port: int) -> dict[str, Any]:

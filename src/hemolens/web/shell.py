@@ -18,9 +18,13 @@ from hemolens.web.pages import PAGES, Page
 START = "start"
 STYLE = """
 .block-container, [data-testid="stMainBlockContainer"] { padding: 2.6rem 2rem 1rem; }
-@media (max-width: 900px) { .block-container, [data-testid="stMainBlockContainer"] { padding: 2.6rem .8rem 1rem; } }
+@media (max-width: 1100px) { .block-container, [data-testid="stMainBlockContainer"] { padding: 2.6rem .8rem 1rem; } }
+[class*="st-key-hemolens_split"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] {
+  flex-wrap: wrap;
+  > [data-testid="stColumn"] { min-width: min(100%, 300px); }
+}
 """
-"""Room for pictures: Streamlit leaves wide margins."""
+"""Room for pictures: Streamlit leaves wide margins, and on a tablet the findings belong below the picture."""
 NO_STUDY = "No scan is open. Open one first: drop files on the start page, or look at the demo."
 
 

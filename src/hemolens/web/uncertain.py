@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
 
+from hemolens.errors import HemolensError
 from hemolens.measurements.findings import Findings
 from hemolens.web import session
 from hemolens.web.findings import log_odds, slices_told, table
 from hemolens.web.session import Study
 
+if TYPE_CHECKING:
+    from hemolens.web.earlier import Earlier
+
 SLICES = 3
 """Least certain slices that speak for a scan."""
+MOST_ROWS = 50
 LESION_DOUBT = (0.3, 0.7)
 """A lesion of a confidence between these is named as a reason."""
 
@@ -85,9 +91,17 @@ def show(ui: Any) -> None:
         "it to the training folder."
     )
     found = ranked(session.studies(st.session_state))
-    if not found:
-        ui.info("No scan is open. Open some on the page **Open**; they are sorted here by themselves.")
-        return
+    if found:
+        _open_scans(found, ui)
+    earlier = _earlier({(s.findings.input.path_or_uid, s.findings.created) for s, _ in found}, ui)
+    if not found and not earlier:
+        ui.info(
+            "No scan is open. Open some on the page **Open**; they are sorted here by themselves. Earlier results are "
+            "sorted, too: start the app with their folder, `hemolens web --results DIR`, or with a PACS service."
+        )
+
+
+def _open_scans(found: list[tuple[Study, Doubt]], ui: Any) -> None:
     rows = [
         (
             str(place),
@@ -98,6 +112,7 @@ def show(ui: Any) -> None:
         )
         for place, (study, told) in enumerate(found, start=1)
     ]
+    ui.markdown("#### Open scans")
     ui.markdown(table(("Place", "Scan", "Uncertainty", "Why", "Corrected"), rows))
     for place, (study, told) in enumerate(found, start=1):
         name = f"{place}. {study.name}"
@@ -106,6 +121,56 @@ def show(ui: Any) -> None:
             if told.slices:
                 session.go_to(st.session_state, study, told.slices[0])
             open_page("correct")
+
+
+def _earlier(open_ones: set[tuple[str, str]], ui: Any) -> bool:
+    """List results that are not open; return whether there are any."""
+    from hemolens.web.earlier import find_results, read_results
+    from hemolens.web.worklist import finished
+
+    told = session.settings()
+    sources = [(f"Results in {folder}", find_results(folder)) for folder in (told.results, told.keep) if folder]
+    if told.pacs is not None:
+        try:
+            sources.append(("Worklist", read_results(finished(told.pacs))))
+        except HemolensError as error:
+            ui.error(str(error))
+    any_found = False
+    for title, results in sources:
+        rest = [one for one in results if (one.path_or_uid, one.created) not in open_ones]
+        if rest:
+            any_found = True
+            ui.markdown(f"#### {title}")
+            _results(rest, title, ui)
+    return any_found
+
+
+def _results(results: Sequence[Earlier], title: str, ui: Any) -> None:
+    shown = results[:MOST_ROWS]
+    rows = [
+        (str(place), one.name, f"{one.doubt.score:.2f}", "; ".join(one.doubt.reasons) or "sure")
+        for place, one in enumerate(shown, start=1)
+    ]
+    ui.markdown(table(("Place", "Result", "Uncertainty", "Why"), rows))
+    if len(results) > len(shown):
+        ui.caption(f"{len(results) - len(shown)} more are surer than these.")
+    at_hand = {one.name: one for one in shown if one.scan is not None}
+    if not at_hand:
+        ui.caption("Their images are not known to this app. Drop those of the first on the page **Open**.")
+        return
+    name = ui.selectbox("Scan to open", list(at_hand), key=f"earlier-{title}")
+    if ui.button("Open it for correction", icon=":material/brush:", key=f"earlier-open-{title}"):
+        analyze_there(at_hand[name].scan, name)
+
+
+def analyze_there(scan: Path | None, name: str, origin: Any = "path") -> None:
+    """Analyze a scan that lies on this machine, and go where its progress is shown."""
+    from hemolens.web.house import house
+    from hemolens.web.jobs import Order
+
+    if scan is not None:
+        house().office.submit(session.room(st.session_state), Order(name, scan, origin=origin))
+        open_page("start")
 
 
 def open_page(path: str) -> None:

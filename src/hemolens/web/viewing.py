@@ -21,7 +21,7 @@ TRUTH_COLOR = (255, 255, 255)
 def show(study: Study, ui: Any) -> None:
     """Draw the page."""
     others = [s for s in session.studies(st.session_state) if s.id != study.id]
-    bar = ui.columns([2, 3], vertical_alignment="bottom")
+    bar = ui.container(key="hemolens_split_bar").columns(2, vertical_alignment="bottom") if others else [ui, ui]
     how = bar[0].segmented_control("How to look at it", [SLICES, SPACE], default=SLICES, key="hemolens_how")
     beside = None
     if others and how != SPACE:
@@ -33,17 +33,22 @@ def show(study: Study, ui: Any) -> None:
     if how == SPACE:
         show_3d(study, key="view-3d")
     elif beside is not None:
-        left, right = ui.columns(2)
+        left, right = split(ui, 1, 1)
         for column, one, key in ((left, study, "left"), (right, beside, "right")):
             with column:
                 st.subheader(one.name, anchor=False)
                 show_slices(one, overlays(one), key=f"view-{key}", height=560)
     else:
-        left, right = ui.columns([7, 4])
+        left, right = split(ui)
         with left:
             show_slices(study, overlays(study), key="view")
         with right:
             _findings(study, right)
+
+
+def split(ui: Any, *shares: int) -> Any:
+    """Return two columns that stand below each other where the page is narrow."""
+    return ui.container(key="hemolens_split").columns(shares or (7, 4))
 
 
 def overlays(study: Study) -> list[Overlay]:

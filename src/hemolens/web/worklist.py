@@ -16,7 +16,6 @@ import streamlit as st
 
 from hemolens.errors import HemolensError, InputError, OutputError
 from hemolens.measurements.findings import format_amount
-from hemolens.web import session
 from hemolens.web.components import repeat
 from hemolens.web.findings import table
 from hemolens.web.session import settings
@@ -100,6 +99,17 @@ class QueueSource:
         path = Path(config.spool.path) / kept[0].path
         return path.parent if path.exists() else None
 
+    def finished(self) -> list[tuple[Path, str, Path | None]]:
+        """Return of each finished analysis its ``findings.json``, a name, and its images."""
+        from hemolens.pacs.config import load_pacs_config
+        from hemolens.pacs.queue import JobState, open_queue
+
+        config = load_pacs_config(self.config)
+        with closing(open_queue(config.queue_url)) as queue:
+            jobs = [job for job in queue.worklist(limit=5 * MOST) if job.state is JobState.DONE and job.findings_path]
+        root = Path(config.spool.path)
+        return [(root / job.findings_path, f"Study …{job.study_uid[-12:]}", self.files(job.id)) for job in jobs]
+
 
 class ApiSource:
     """The HTTP API of the service.
@@ -156,6 +166,12 @@ class ApiSource:
 def open_source(told: str) -> Source:
     """Return where the worklist comes from: a configuration file or a URL."""
     return ApiSource(told) if "://" in told else QueueSource(Path(told))
+
+
+def finished(told: str) -> list[tuple[Path, str, Path | None]]:
+    """Return the finished analyses of a service on this machine: each one's findings, a name, and its images."""
+    source = open_source(told)
+    return source.finished() if isinstance(source, QueueSource) else []
 
 
 def table_rows(rows: Sequence[Row]) -> Sequence[tuple[str, ...]]:
@@ -218,10 +234,6 @@ def _open(source: Source, row: Row) -> None:
             "Its images are not on this machine. Open the viewer of your PACS, or run the app beside the service."
         )
         return
-    from hemolens.web.house import house
-    from hemolens.web.jobs import Order
-    from hemolens.web.uncertain import open_page
+    from hemolens.web.uncertain import analyze_there
 
-    order = Order(f"Study …{row.study_uid[-12:]}", folder, origin="pacs")
-    house().office.submit(session.room(st.session_state), order)
-    open_page("start")
+    analyze_there(folder, f"Study …{row.study_uid[-12:]}", "pacs")

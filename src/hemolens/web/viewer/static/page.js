@@ -126,7 +126,7 @@ export function buildPage(root, data, viewer) {
       const [l, r, t, b] = data.letters[k];
       [l, r, t, b].forEach((letter, i) => { letters[i].textContent = letter; });
       const p = data.probability[k];
-      corners.tl.textContent = `Slice ${k + 1} / ${data.slices}\n${data.labels[k] !== String(k) ? data.labels[k] : ""}`;
+      corners.tl.textContent = [`Slice ${k + 1} / ${data.slices}`, `index ${k} in files`, ...(data.labels[k] !== String(k) ? [data.labels[k]] : [])].join("\n");
       corners.tr.textContent = `Hemorrhage ${percent(p[0])}`;
       corners.br.textContent = `L ${viewer.window[0]}  W ${viewer.window[1]}`;
       const probe = viewer.probe(stored);
