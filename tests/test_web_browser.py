@@ -99,7 +99,9 @@ def give(page: Page, *paths: Path) -> None:
 def opened(page: Page) -> Page:
     page.locator(STAGE).wait_for()
     page.get_by_text(re.compile(r"Slice \d+ / \d+")).first.wait_for()
-    page.wait_for_function("() => !document.querySelector('[data-testid=stStatusWidget]')")
+    page.wait_for_function(
+        "() => document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'"
+    )
     settle(page)
     return page
 
@@ -304,6 +306,22 @@ def test_a_refresh_in_mid_analysis_loses_nothing(new_page: Callable[[], Page], t
     page.reload()  # and the study is still there
     opened(page)
     assert any("slow.zip" in name for name in scans_open(page))
+
+
+@pytest.mark.slow
+def test_an_upload_goes_on_while_another_page_is_looked_at(new_page: Callable[[], Page], tmp_path: Path) -> None:
+    page, held = new_page(), []
+    page.route("**/hemolens/upload/**", lambda route: held.append(route))
+    give(page, zip_of(dicom(tmp_path / "head"), tmp_path / "late.zip"))
+    page.get_by_text("Sending late.zip").wait_for()
+    page.get_by_role("link", name="Models", exact=True).click()
+    page.get_by_text("What it cannot do").wait_for()
+    for route in held:
+        route.continue_()
+    page.wait_for_timeout(500)
+    page.get_by_role("link", name="Open", exact=True).click()
+    opened(page)
+    assert any("late.zip" in name for name in scans_open(page))
 
 
 @pytest.mark.slow

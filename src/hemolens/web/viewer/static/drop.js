@@ -4,19 +4,22 @@ import { calm } from "./calm.js";
 
 const BOXES = new WeakMap();
 const AT_ONCE = 3;
+let last = null;
 
 export function render(component) {
+  const root = component.parentElement.querySelector(".root") || component.parentElement;
   let box = BOXES.get(component.parentElement);
-  if (!box) BOXES.set(component.parentElement, (box = new Box(component.parentElement.querySelector(".root") || component.parentElement)));
-  clearTimeout(box.leaving);
+  if (!box) {
+    // Streamlit may take the box away and put another in its place; an upload that is under way moves there.
+    const moved = last && (last.busy || last.waiting) && !last.parts.drop.isConnected;
+    box = moved ? last : new Box(root);
+    if (moved) root.replaceChildren(box.parts.drop);
+    BOXES.set(component.parentElement, (last = box));
+  }
   box.update(component);
 }
 
-export function leave(parent) {
-  const box = BOXES.get(parent);
-  if (!box) return;
-  box.leaving = setTimeout(() => { clearInterval(box.again); BOXES.delete(parent); }, 300); // Streamlit may mount again at once
-}
+export function leave() {} // see render: what is under way goes on when the page is back
 
 class Box {
   constructor(root) {
@@ -123,7 +126,8 @@ class Box {
       this.waiting = this.batch;
       const tell = () => this.tell("dropped", { batch: this.batch, files: wanted.length });
       tell();
-      this.again = setInterval(() => calm() && tell(), 2500); // until Python says that it has it
+      // Until Python says that it has it.
+      this.again = setInterval(() => this.parts.drop.isConnected && calm() && tell(), 2500);
     } catch (error) {
       if (this.stopped) return;
       this.stopped = true;
