@@ -1,10 +1,10 @@
-"""The web app as a user meets it: page, upload to findings, scrolling, ten users at once, and a large upload.
+"""The web app as a user meets it: page, upload to findings, scrolling, ten users, a refresh, a large upload.
 
 A real server (``hemolens web``) and a real Chromium on the same machine. Processor seconds of the server stand beside
 the wall clock, and the machine's load is written down: on a busy machine the wall clock says little.
 
-Run:  python benchmarks/bench_web.py [--repeats 3] [--upload-gib 2]
-Writes benchmarks/results/web.json with a description of the machine.
+Run:  python benchmarks/bench_web.py [--repeats 5] [--upload-gib 2] [--parts one ten pages upload]
+Writes benchmarks/results/web.json with a description of the machine; parts that are not run keep their figures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ SCROLL = """async (canvas) => {
         canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: by, bubbles: true, cancelable: true }));
         for (let i = 0; i < 200 && corner.textContent === before; i++) await frame();
     };
-    for (let i = 0; i < 31; i++) await turn(-110);
+    canvas.focus();
+    canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "Home", bubbles: true, composed: true }));
+    for (let i = 0; i < 200 && !corner.textContent.startsWith("Slice 1 "); i++) await frame();
     const times = [];
     for (const by of [110, -110]) for (let i = 0; i < 31; i++) {
         const start = performance.now();
@@ -50,22 +52,32 @@ SCROLL = """async (canvas) => {
 """Turns the wheel through the scan and back; each turn waits until its slice has been drawn."""
 
 
+PARTS = ("one", "pages", "ten", "upload")
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--upload-gib", type=float, default=2.0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = {"machine": machine(), "load_before": os.getloadavg(), **measure(Path(folder), arguments)}
-    results["load_after"] = os.getloadavg()
+        measure(Path(folder), arguments)
+
+
+def note(**values: Any) -> None:
+    """Write figures as soon as they are there."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "web.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=2))
+    path = RESULTS / "web.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    told = kept | {"machine": machine()} | values
+    path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(values), flush=True)
 
 
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return every figure."""
+def measure(folder: Path, arguments: argparse.Namespace) -> None:
+    """Measure and write every part that was asked for."""
     from playwright.sync_api import sync_playwright
 
     series = folder / "series"
@@ -73,27 +85,42 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     write_series(series)
     scan = Path(shutil.make_archive(str(folder / "scan"), "zip", series))
     command = [sys.executable, "-m", "hemolens", "web", "--port", "PORT"]
-    results: dict[str, Any] = {}
-    with served(command=command) as url, sync_playwright() as playwright:
+    with served(command=command, all_cores=True) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         server = listener(int(url.rsplit(":", 1)[1]))
-        time.sleep(5)  # the network is loaded in the background
-        pages: list[dict[str, Any]] = []
-        scans: list[dict[str, Any]] = []
-        for _ in range(arguments.repeats):
-            context = browser.new_context(viewport={"width": 1400, "height": 1000})
-            page = context.new_page()
-            page.set_default_timeout(WAIT)
-            pages.append(clocked(server, lambda page=page: ready(page, url)))
-            scans.append(clocked(server, lambda page=page: findings(page, scan)))
-            times = page.locator(".stage canvas").evaluate(SCROLL)
-            results.setdefault("slices_per_s", []).append(round(1000 / statistics.median(times), 1))
-            context.close()
-        results.update(page_ready=pages, upload_of_32_slices_to_findings=scans)
-        results["ten_pages_at_once"] = clocked(server, lambda: crowd(browser, url))
-        results["large_upload"] = large_upload(url, server, arguments.upload_gib)
+        time.sleep(8)  # the network is loaded in the background
+        if "one" in arguments.parts:
+            one_user(browser, url, server, scan, arguments.repeats)
+        if "pages" in arguments.parts:
+            note(ten_pages_at_once={**clocked(server, lambda: crowd(browser, url)), "load": load()})
+        if "upload" in arguments.parts:
+            note(large_upload=large_upload(url, server, arguments.upload_gib))
+        if "ten" in arguments.parts:
+            note(ten_users_drop_a_scan_at_once={**crowd_of_scans(browser, url, scan), "load": load()})
         browser.close()
-    return results
+
+
+def one_user(browser: Any, url: str, server: int, scan: Path, repeats: int) -> None:
+    """Measure what one user waits for, each time in a new browser context."""
+    pages: list[dict[str, Any]] = []
+    scans: list[dict[str, Any]] = []
+    speeds: list[float] = []
+    for _ in range(repeats):
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        pages.append(clocked(server, lambda page=page: ready(page, url)))
+        scans.append(clocked(server, lambda page=page: findings(page, scan)))
+        times = page.locator(".stage canvas").evaluate(SCROLL)
+        speeds.append(round(1000 / statistics.median(times), 1))
+        context.close()
+        note(page_ready=pages, upload_of_32_slices_to_findings=scans, slices_per_s=speeds, load_one_user=load())
+    note(refresh_in_mid_analysis=refreshed(browser, url, scan))
+
+
+def load() -> float:
+    """Return how many processes have wanted a core, the mean of the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def ready(page: Any, url: str) -> None:
@@ -120,6 +147,50 @@ def crowd(browser: Any, url: str) -> None:
         page.get_by_role("button", name="Choose files").wait_for()
     for context in contexts:
         context.close()
+
+
+def crowd_of_scans(browser: Any, url: str, scan: Path) -> dict[str, Any]:
+    """Let ten users drop a scan within a moment; return when each had findings, and what a click took meanwhile."""
+    contexts = [browser.new_context() for _ in range(10)]
+    pages = [context.new_page() for context in contexts]
+    for page in pages:
+        page.set_default_timeout(WAIT)
+        ready(page, url)
+    started = time.perf_counter()
+    for page in pages:
+        page.locator("input.pick").set_input_files(str(scan))
+    pages[-1].get_by_text(re.compile("waiting for|step")).first.wait_for()
+    clicked = time.perf_counter()
+    pages[-1].get_by_role("link", name="Models", exact=True).click()
+    pages[-1].get_by_text("What it cannot do").wait_for()
+    click = time.perf_counter() - clicked
+    pages[-1].get_by_role("link", name="Open", exact=True).click()
+    done = []
+    for page in pages:
+        page.get_by_text("Probability of any hemorrhage").first.wait_for()
+        done.append(round(time.perf_counter() - started, 2))
+    for context in contexts:
+        context.close()
+    return {"findings_after_s": done, "another_page_meanwhile_s": round(click, 2)}
+
+
+def refreshed(browser: Any, url: str, scan: Path) -> dict[str, Any]:
+    """Reload the page in mid-analysis; return when its progress stood again, and when the findings did."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    ready(page, url)
+    page.locator("input.pick").set_input_files(str(scan))
+    page.get_by_text(re.compile("step [123] of 4")).first.wait_for()
+    started = time.perf_counter()
+    page.reload()
+    page.get_by_text(re.compile("step . of 4|Probability of any hemorrhage")).first.wait_for()
+    again = time.perf_counter() - started
+    page.get_by_text("Probability of any hemorrhage").first.wait_for()
+    found = time.perf_counter() - started
+    scans = page.locator("[data-testid=stSidebar] [role=radiogroup] label").count()
+    context.close()
+    return {"page_again_s": round(again, 2), "findings_s": round(found, 2), "scans_open": scans}
 
 
 def large_upload(url: str, server: int, gib: float) -> dict[str, Any]:
