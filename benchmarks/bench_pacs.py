@@ -37,7 +37,7 @@ from hemolens.demo import demo_source
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import load_model
 from hemolens.sources.study import read_volume
-from pacs_peers import Orthanc, destination, free_port, orthanc, service, wait_for
+from pacs_peers import Orthanc, Service, destination, free_port, orthanc, service, wait_for
 
 SLICES = 32
 SENDERS = (1, 4, 8)
@@ -176,7 +176,8 @@ def way(folder: Path, repeats: int, backlog: int) -> dict[str, Any]:
     alone = bare(files, repeats, None)
     found: dict[str, Any] = {"stable_age_s": STABLE_AGE_S, "repeats": repeats, "analysis_alone_s": _spread(alone)}
     found["load"] = round(os.getloadavg()[0], 1)
-    for name, worker in (("1 worker", ""), ("2 workers, 1 thread each", "[worker]\nprocesses = 2\nthreads = 1\n")):
+    for workers, name in ((1, "1 worker"), (2, "2 workers, 1 thread each")):
+        worker = f"[worker]\nprocesses = {workers}\nthreads = {0 if workers == 1 else 1}\n"
         settings = (
             f"[completion]\nstable_age_s = {STABLE_AGE_S}\ninterval_s = 0.2\n[sender]\ninterval_s = 0.2\n{worker}"
         )
@@ -186,7 +187,7 @@ def way(folder: Path, repeats: int, backlog: int) -> dict[str, Any]:
             service(place / "service", settings + destination(server)) as running,
         ):
             waits = [latency(files, running.port, server) for _ in range(repeats)]
-            rate = drained(files, running.port, server, backlog)
+            rate = drained(files, running, workers, server, backlog)
         waiting = statistics.median(waits)
         found[name] = {
             "last_image_to_orthanc_s": _spread(waits),
@@ -207,14 +208,19 @@ def latency(files: Sequence[str], port: int, server: Orthanc) -> float:
     return time.perf_counter() - began
 
 
-def drained(files: Sequence[str], port: int, server: Orthanc, backlog: int) -> float:
-    """Studies an hour, from the end of the first analysis of the backlog to the end of the last."""
+def drained(files: Sequence[str], running: Service, workers: int, server: Orthanc, backlog: int) -> float:
+    """Studies an hour, from the first of them being taken up to the last report in Orthanc."""
     before = server.count("SR")
-    push(files, port, backlog, 1, "HEMOLENS")
-    wait_for(lambda: server.count("SR") > before, "the first result", 900)
-    began, first = time.perf_counter(), server.count("SR") - before
+    resting = [psutil.Process(running.pid(f"worker-{number + 1}")) for number in range(workers)]
+    for process in resting:
+        process.suspend()
+    push(files, running.port, backlog, 1, "HEMOLENS")
+    wait_for(lambda: running.counts()["jobs.queued"] == backlog, "the backlog", 900)
+    began = time.perf_counter()
+    for process in resting:
+        process.resume()
     wait_for(lambda: server.count("SR") == before + backlog, "all results", 3600)
-    return 3600 * (backlog - first) / (time.perf_counter() - began)
+    return 3600 * backlog / (time.perf_counter() - began)
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

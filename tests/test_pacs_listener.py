@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import socket
 import struct
 import time
@@ -14,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from pynetdicom import AE
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
 
 from dicom_files import Series, write_series
 from hemolens.errors import ConfigError
 from hemolens.pacs.config import ListenerConfig, PacsConfig, SpoolConfig
-from hemolens.pacs.listener import Listener, file_head
+from hemolens.pacs.listener import TAKEN, Listener, file_head
 from hemolens.pacs.queue import Queue, open_queue
 from hemolens.pacs.security import AllowList
 from hemolens.pacs.spool import Spool
@@ -343,3 +344,19 @@ def test_logs_name_no_patient(port: Open, tmp_path: Path, caplog: pytest.LogCapt
     assert "kept aside" in ours
     for secret in ("SECRET-ID", "SECRET-ACC", "Doe", "Jane"):
         assert secret not in told + ours
+
+
+def test_the_transfer_syntaxes_of_the_conformance_statement_are_those_of_the_port(port: Open) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/reference/conformance.md").read_text("utf-8")
+    listed = re.findall(r"^\| [^|]+ \| (1\.2\.840\.10008\.1\.2[.\d]*) \| (?:yes|no) \|$", page, re.MULTILINE)
+    accepted = set()
+    known = sorted(ALL_TRANSFER_SYNTAXES)
+    for at in range(0, len(known), 20):
+        entity = AE()
+        for syntax in known[at : at + 20]:
+            entity.add_requested_context(CTImageStorage, syntax)
+        association = entity.associate("127.0.0.1", port[0].address[1], ae_title="HEMOLENS")
+        accepted |= {str(context.transfer_syntax[0]) for context in association.accepted_contexts}
+        association.release()
+    assert accepted == set(listed) == set(TAKEN)
+    assert len(listed) == len(set(listed)) > 30

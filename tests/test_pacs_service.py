@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+import socket
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner
@@ -210,3 +212,45 @@ def test_settings_that_do_not_fit_are_told_in_one_line(tmp_path: Path, capsys: p
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         assert expected in lines[0]
+
+
+@pytest.mark.slow
+def test_two_listeners_share_the_port_and_one_may_die(tmp_path: Path) -> None:
+    running = Service(tmp_path / "service", "[worker]\nprocesses = 0\n[completion]\nstable_age_s = 9999\n")
+    running.config.write_text(running.config.read_text().replace("[listener]\n", "[listener]\nprocesses = 2\n", 1))
+    files = write_series(tmp_path / "in", Series(slices=24))
+    try:
+        running.start()
+        parts = [psutil.Process(wait_for(lambda r=r: listening(running, r), r)) for r in ("listener", "listener-2")]
+        with ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            wait_for(lambda: all(connected(part) for part in parts), "connections at both")
+        parts[1].kill()
+        told = dict.fromkeys(files)
+
+        def all_kept() -> bool:
+            for file, status in told.items():
+                if status is None:
+                    (told[file],) = send([file], running.port)
+            return all(status == 0 for status in told.values())
+
+        wait_for(all_kept, "every instance, each by an association of its own")
+        wait_for(lambda: listening(running, "listener-2") not in {None, parts[1].pid}, "the second to be back")
+        assert running.counts()["instances"] == len(files)
+    finally:
+        running.stop()
+
+
+def listening(running: Service, role: str) -> int | None:
+    """The process of a part, once it has the port."""
+    pid = running.pid(role)
+    try:
+        ports = {c.laddr.port for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN}
+    except psutil.NoSuchProcess:
+        return None
+    return pid if running.port in ports else None
+
+
+def connected(part: psutil.Process) -> int:
+    return sum(c.status == psutil.CONN_ESTABLISHED for c in part.net_connections())

@@ -34,8 +34,24 @@ from hemolens.pacs.security import check_dicom_port, server_context
 from hemolens.pacs.spool import FullError, Spool, short_hash
 
 LOGGER = logging.getLogger("hemolens.pacs.listener")
-DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1"})
-"""Transfer syntaxes whose small messages unpack to any size: not offered."""
+NOT_TAKEN = frozenset(
+    {
+        # A small message unpacks to any size.
+        "1.2.840.10008.1.2.1.99",
+        "1.2.840.10008.1.2.8.1",
+        "1.2.840.10008.1.2.4.95",
+        "1.2.840.10008.1.2.4.205",
+        # The pixels lie elsewhere: what is kept would not be the image.
+        "1.2.840.10008.1.2.4.94",
+        "1.2.840.10008.1.2.4.204",
+        # Streams of an operating room (PS3.22), not for storage.
+        "1.2.840.10008.1.2.7.1",
+        "1.2.840.10008.1.2.7.2",
+        "1.2.840.10008.1.2.7.3",
+    }
+)
+"""Transfer syntaxes that pynetdicom knows and the listener refuses."""
+TAKEN = tuple(syntax for syntax in ALL_TRANSFER_SYNTAXES if syntax not in NOT_TAKEN)
 SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
 MISMATCH = 0xA900
@@ -325,9 +341,8 @@ def _entity(config: PacsConfig) -> AE:
     entity.acse_timeout = min(30.0, settings.timeout_s)
     entity.require_called_aet = settings.require_called_ae_title
     entity.require_calling_aet = [title.strip() for title in settings.allow.ae_titles]
-    syntaxes = [syntax for syntax in ALL_TRANSFER_SYNTAXES if syntax not in DEFLATED]
     for context in AllStoragePresentationContexts:
-        entity.add_supported_context(context.abstract_syntax or "", syntaxes)
+        entity.add_supported_context(context.abstract_syntax or "", list(TAKEN))
     entity.add_supported_context(Verification)
     entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
     return entity

@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any, Literal
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, build_context, build_role, evt
+from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
@@ -18,7 +18,7 @@ from hemolens.errors import HemolensError
 from hemolens.pacs.config import DicomDestination, PacsConfig
 from hemolens.pacs.guard import no_delay
 from hemolens.pacs.incoming import CT_CLASSES
-from hemolens.pacs.listener import CANNOT_UNDERSTAND, DEFLATED, OUT_OF_RESOURCES, SUCCESS
+from hemolens.pacs.listener import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS, TAKEN
 from hemolens.pacs.pull import FoundSeries, Keeper, PullError
 from hemolens.pacs.security import client_context
 from hemolens.pacs.spool import FullError
@@ -98,7 +98,7 @@ class DicomArchive:
 
     def _get(self, wanted: Dataset, keeper: Keeper) -> None:
         model = StudyRootQueryRetrieveInformationModelGet
-        syntaxes = [s for s in ALL_TRANSFER_SYNTAXES if s not in DEFLATED]
+        syntaxes = list(TAKEN)
         # One context for each syntax: the peer sends what it holds as it is and need not decompress.
         few = syntaxes[: (128 - 1) // len(CT_CLASSES)]
         contexts = [build_context(model), *(build_context(uid, s) for uid in sorted(CT_CLASSES) for s in few)]

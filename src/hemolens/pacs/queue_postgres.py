@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 from hemolens.errors import DependencyError, QueueError
 from hemolens.pacs.queue_sql import Row, SqlQueue
-from hemolens.pacs.queue_tables import VERSION, statements
+from hemolens.pacs.queue_tables import make_tables
 
 TYPES = {
     "real": "DOUBLE PRECISION",
@@ -110,12 +109,8 @@ def open_postgres(url: str) -> SqlQueue:
     database = PostgresDatabase(url)
     with database.transaction() as cursor:
         cursor.rows("SELECT pg_advisory_xact_lock(?)", TABLES_LOCK)
-        for statement in statements(TYPES):
-            cursor.run(statement)
-        cursor.run("INSERT INTO settings VALUES ('salt', ?) ON CONFLICT DO NOTHING", secrets.token_hex(16))
-        cursor.run("INSERT INTO settings VALUES ('version', ?) ON CONFLICT DO NOTHING", str(VERSION))
-        version = cursor.rows("SELECT value FROM settings WHERE key = 'version'")[0][0]
-    if version != str(VERSION):
+        fits = make_tables(cursor, TYPES)
+    if not fits:
         raise QueueError("The PostgreSQL queue was made by another version of hemolens. Name another database.")
     return SqlQueue(database)
 

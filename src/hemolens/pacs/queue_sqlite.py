@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from hemolens.errors import QueueError
 from hemolens.pacs.queue_sql import Row, SqlQueue
-from hemolens.pacs.queue_tables import VERSION, statements
+from hemolens.pacs.queue_tables import make_tables
 
 BUSY_S = 30.0
 """How long a writer waits for another one."""
@@ -91,11 +90,7 @@ def open_sqlite(path: str | Path) -> SqlQueue:
     """
     database = SqliteDatabase(Path(path))
     with database.transaction() as cursor:
-        for statement in statements(TYPES):
-            cursor.run(statement)
-        cursor.run("INSERT INTO settings VALUES ('salt', ?) ON CONFLICT DO NOTHING", secrets.token_hex(16))
-        cursor.run("INSERT INTO settings VALUES ('version', ?) ON CONFLICT DO NOTHING", str(VERSION))
-        version = cursor.rows("SELECT value FROM settings WHERE key = 'version'")[0][0]
-    if version != str(VERSION):
+        fits = make_tables(cursor, TYPES)
+    if not fits:
         raise QueueError(f"{path}: was made by another version of hemolens. Name another file in queue.url.")
     return SqlQueue(database)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from typing import Any, Protocol
 
 VERSION = 1
 """Raised when the tables change."""
@@ -57,6 +58,26 @@ DELIVERIES = (
 )
 
 
-def statements(types: dict[str, str]) -> Sequence[str]:
-    """Return what makes the tables, with the column types of one kind of database."""
-    return [table.format(**types) for table in TABLES]
+class Runner(Protocol):
+    """What runs statements in one transaction."""
+
+    def rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows."""
+
+    def run(self, statement: str, *values: Any) -> int:
+        """Run a statement and return how many rows it changed."""
+
+
+def make_tables(cursor: Runner, types: dict[str, str]) -> bool:
+    """Make the tables, salt and version where they are not there, with the column types of one kind of database.
+
+    Returns
+    -------
+    bool
+        Whether they are of this version.
+    """
+    for table in TABLES:
+        cursor.run(table.format(**types))
+    cursor.run("INSERT INTO settings VALUES ('salt', ?) ON CONFLICT DO NOTHING", secrets.token_hex(16))
+    cursor.run("INSERT INTO settings VALUES ('version', ?) ON CONFLICT DO NOTHING", str(VERSION))
+    return bool(cursor.rows("SELECT value FROM settings WHERE key = 'version'")[0][0] == str(VERSION))
