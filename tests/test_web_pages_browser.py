@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,8 +72,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def train(folder: Path) -> None:
-    """Leave a run of two steps, and of a network that outlines."""
+    """Leave a run of a few steps, and one of a network that can analyze a scan: the shipped one."""
     from hemolens.cli.main import main
+    from hemolens.inference.registry import load_model
+
+    model, copy = load_model(), folder / "runs" / "copy"
+    copy.mkdir(parents=True)
+    shutil.copy(model.path, copy / "model.onnx")
+    (copy / "model.json").write_text(json.dumps({**model.card, "file": "model.onnx"}), encoding="utf-8")
 
     write_heads(folder / "heads")
     words = (
@@ -179,10 +187,13 @@ def test_a_result_beside_another_networks(site: Site) -> None:
     page = site.page
     to(page, "Compare")
     page.get_by_text("Another network", exact=True).click()
-    page.get_by_text("Volume, run tiny").wait_for()
+    page.get_by_text("Volume, run copy").wait_for()
     still(page)
-    assert page.get_by_test_id("stMetric").count() == 4
-    page.get_by_label("run tiny: how it is drawn").wait_for()
+    assert "1.00" in page.get_by_test_id("stMetric").first.inner_text()  # the same network finds the same
+    page.get_by_label("run copy: how it is drawn").wait_for()
+    page.get_by_role("combobox", name="Network").click()
+    page.get_by_role("option", name="run tiny").click()
+    page.get_by_text("The model 'tiny' cannot analyze a scan").wait_for()
 
 
 def test_a_mask_of_another_scan_is_refused_in_one_sentence(site: Site, tmp_path: Path) -> None:
