@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: E402, N812
 
 from hemolens.errors import ConfigError, HemolensError  # noqa: E402
 from hemolens.inference.registry import load_model  # noqa: E402
-from hemolens.models.effunet2d import EffUNet2d, EffUNetConfig  # noqa: E402
+from hemolens.models.effunet2d import AttendedHead, EffUNet2d, EffUNetConfig  # noqa: E402
 from hemolens.models.encoder import EfficientNetLite0  # noqa: E402
 from hemolens.models.network import crop_to, pad_to  # noqa: E402
 from hemolens.models.registry import NETWORKS, NetworkConfig  # noqa: E402
@@ -218,3 +218,27 @@ class TestPage:
         rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", section, re.MULTILINE))
         expected = {f.name: f.default for f in fields(config)[1:]}
         assert {name: json.loads(value) for name, value in rows.items()} == json.loads(json.dumps(expected))
+
+
+def test_the_attended_head_sees_the_place_that_looks_like_blood_and_moves_no_outline() -> None:
+    generator = torch.Generator().manual_seed(0)
+    deep = torch.rand(2, 5, 2, 3, generator=generator)
+    fine = torch.rand(2, 4, 32, 48, generator=generator, requires_grad=True)
+    masks = torch.full((2, 7, 64, 96), -9.0)
+    masks[0, 0, 40, 70] = masks[1, 0, 3, 5] = 30.0
+    masks[:, 4] = 2.0
+    masks.requires_grad_(True)
+    head = AttendedHead(5, 4, 7, 0.0)
+    head.net = torch.nn.Identity()  # type: ignore[assignment]
+    found = head(deep, fine, masks)
+    seen = found.detach()
+    assert seen.shape == (2, 3 * 5 + 4 + 7 + 2)
+    for sample, (row, column) in enumerate(((40, 70), (3, 5))):
+        assert torch.allclose(seen[sample, 10:15], deep[sample, :, row // 32, column // 32])
+        assert torch.allclose(seen[sample, 15:19], fine[sample, :, row // 2, column // 2])
+        assert [float(v) for v in seen[sample, [19, 26]]] == pytest.approx([30 / 8] * 2)
+        assert float(seen[sample, 23]) == pytest.approx(2 / 8)
+    assert torch.allclose(seen[:, :5], deep.mean(dim=(2, 3)))
+    found.sum().backward()
+    assert masks.grad is None
+    assert fine.grad is not None

@@ -44,6 +44,9 @@ TINY: dict[str, NetworkConfig] = {
         decoder_channels=(8, 8, 8, 8), imagenet=False, frozen_stages=3, channels=1
     ),
     "effunet2d with edema": EffUNetConfig(decoder_channels=(8, 8, 8, 8), imagenet=False, frozen_stages=0, edema=True),
+    "effunet2d that looks where blood is": EffUNetConfig(
+        decoder_channels=(8, 8, 8, 8), imagenet=False, frozen_stages=0, head="attended"
+    ),
     "resnet2d": ResNet2dConfig(width=8),
     "unet3d": UNet3dConfig(widths=(8, 12, 16), depth=DEPTH),
     "unet3d with all there is": UNet3dConfig(
@@ -55,7 +58,7 @@ TINY: dict[str, NetworkConfig] = {
 }
 PLAIN = tuple(name for name in TINY if name in NETWORKS)
 EXPORTED = (
-    "cnn2d", "unet2d with all there is", "effunet2d", "resnet2d", "unet3d with all there is", "cnn3d", "sequence",
+    "cnn2d", "unet2d with all there is", "effunet2d", "effunet2d that looks where blood is", "resnet2d", "unet3d with all there is", "cnn3d", "sequence",
     "sequence, not frozen",
 )  # fmt: skip
 """One of each kind at least."""

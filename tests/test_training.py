@@ -239,6 +239,18 @@ def test_a_run_goes_on_from_the_weights_of_another(run: Any, whole: RunResult, t
         run(tmp_path / "none", tiny(start=str(tmp_path)))
 
 
+def test_a_part_of_the_network_can_begin_anew(run: Any, whole: RunResult, tmp_path: Path) -> None:
+    frozen = OptimizerConfig(name="sgd", rate=1e-30, momentum=0, weight_decay=0)
+    settings = {"steps": 1, "start": str(whole.folder), "optimizer": frozen}
+    began = kept_weights(whole.folder)
+    result = run(tmp_path / "run", tiny(**settings, start_anew=("mask_head",)))
+    for name, value in result.network.state_dict().items():
+        same = torch.allclose(value.double(), began[name].double(), atol=1e-12)
+        assert same is not name.startswith("mask_head."), name
+    with pytest.raises(ConfigError, match=r"has no part 'mask_heat'\. Did you mean 'mask_head'"):
+        run(tmp_path / "none", tiny(**settings, start_anew=("mask_heat",)))
+
+
 def test_bfloat16_learns_what_full_precision_learns(run: Any, whole: RunResult, tmp_path: Path) -> None:
     result = run(tmp_path / "run", tiny(precision="bf16"))
     losses = [row["loss"] for row in result.rows]

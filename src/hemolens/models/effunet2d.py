@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES
+from hemolens.models.blocks import mean_and_max
 from hemolens.models.encoder import FEATURE_CHANNELS, EfficientNetLite0
 from hemolens.models.network import Network, crop_to, pad_to
 from hemolens.models.output import NetOutput
@@ -33,6 +34,9 @@ class EffUNetConfig:
     """Start from ImageNet weights."""
     edema: bool = False
     """Tell perihematomal edema, too, as a last channel of the mask."""
+    head: Literal["pooled", "attended"] = "pooled"
+    """What the slice head sees: the encoder's deepest features over the whole slice, or also those at the place that
+    the mask head takes for blood, and what it says of it there."""
     frozen_stages: int = 3
     """The stem and this many first stages keep their weights; 0 lets all of them learn."""
 
@@ -62,6 +66,41 @@ class DecoderBlock(nn.Module):
         return y
 
 
+class AttendedHead(nn.Module):
+    """Findings from the whole slice and from the place that looks most like blood.
+
+    A small bleed is lost in an average over a slice. Attention is the mask's own (a softmax of blood over the pixels),
+    and takes no gradient: how a slice is called must not move its outline.
+    """
+
+    HIDDEN = 64
+    SCALE = 8.0
+    """What mask logits are divided by, to be of the size of features."""
+
+    def __init__(self, deep: int, fine: int, masks: int, dropout: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(3 * deep + fine + masks + 2, self.HIDDEN),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(self.HIDDEN, len(FINDING_NAMES)),
+        )
+
+    def forward(self, deep: Tensor, fine: Tensor, masks: Tensor) -> Tensor:
+        """Shapes ``(n, deep, h / 32, w / 32)``, ``(n, fine, h / 2, w / 2)`` and ``(n, masks, h, w)`` to ``(n, 6)``."""
+        logits = masks.detach()
+        blood = logits[:, :1]
+        attention = blood.flatten(1).softmax(dim=1).view_as(blood)
+        seen = [deep.mean(dim=(2, 3)), deep.amax(dim=(2, 3))]
+        for features, stride in ((deep, STRIDE), (fine, 2)):
+            coarse = F.avg_pool2d(attention, stride) * stride**2
+            seen.append((features * coarse).sum(dim=(2, 3)))
+        told = [(logits * attention).sum(dim=(2, 3)), blood.amax(dim=(2, 3)), blood.flatten(1).logsumexp(1, True)]
+        found: Tensor = self.net(torch.cat([*seen, *(value / self.SCALE for value in told)], dim=1))
+        return found
+
+
 class EffUNet2d(Network):
     """A slice, with its neighbors or alone, in; blood and subtype logits per pixel and findings logits out."""
 
@@ -83,8 +122,11 @@ class EffUNet2d(Network):
         self.mask_head = nn.Sequential(nn.Conv2d(channels, 4 * self.mask_channels, 1), nn.PixelShuffle(2))
         for rare in (0, MASK_CHANNELS)[: 1 + config.edema]:  # blood and edema
             nn.init.constant_(self.mask_head[0].bias[4 * rare : 4 * rare + 4], -4.0)  # type: ignore[index]
-        self.slice_head = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(2 * FEATURE_CHANNELS[-1], len(FINDING_NAMES))
+        deep = FEATURE_CHANNELS[-1]
+        self.slice_head = (
+            AttendedHead(deep, channels, self.mask_channels, config.dropout)
+            if config.head == "attended"
+            else nn.Sequential(nn.Dropout(config.dropout), nn.Linear(2 * deep, len(FINDING_NAMES)))
         )
         self.freeze()
 
@@ -123,8 +165,10 @@ class EffUNet2d(Network):
             padded = padded.expand(-1, 3, -1, -1)
         features = self.encoder((padded - 127.0) / 128.0)
         deep = features[-1]
-        pooled = torch.cat([deep.mean(dim=(2, 3)), deep.amax(dim=(2, 3))], dim=1)
         y = deep
         for block, skip in zip(self.decoder, features[-2::-1], strict=True):
             y = block(y, skip)
-        return NetOutput(crop_to(self.mask_head(y), x), self.slice_head(pooled))
+        masks = self.mask_head(y)
+        if isinstance(self.slice_head, AttendedHead):
+            return NetOutput(crop_to(masks, x), self.slice_head(deep, y, masks))
+        return NetOutput(crop_to(masks, x), self.slice_head(mean_and_max(deep)))

@@ -49,6 +49,8 @@ class TrainConfig:
     seed: int = 0
     start: str = ""
     """Folder of a run (or a ``.pt`` file of one) whose weights to go on from; empty to begin anew."""
+    start_anew: tuple[str, ...] = ()
+    """Parts of the network, such as slice_head, that begin anew in place of taking the weights of `start`."""
     precision: Literal["32", "bf16", "16"] = "32"
     """Of the arithmetic inside the network; weights stay 32-bit. 16 needs a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

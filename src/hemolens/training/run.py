@@ -7,9 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from hemolens.config import suggestion
 from hemolens.errors import ConfigError, OutputError
 from hemolens.models.network import Network
 from hemolens.models.registry import build_network
@@ -190,8 +192,23 @@ def _check_data(config: TrainConfig, datasets: Sequence[DataSet], split: Split, 
 def _first_network(config: TrainConfig) -> Network:
     network = build_network(config.network, pretrained=not config.start)
     if config.start:
-        load_weights(network, kept_weights(Path(config.start)), Path(config.start))
+        weights = _partly(kept_weights(Path(config.start)), network, config.start_anew)
+        load_weights(network, weights, Path(config.start))
     return network
+
+
+def _partly(weights: dict[str, Any], network: Network, anew: Sequence[str]) -> dict[str, Any]:
+    """Return weights to start from, with the network's own in those parts that begin anew."""
+    parts = [name for name, _ in network.named_children()]
+    for part in anew:
+        if part not in parts:
+            raise ConfigError(f"start_anew: the network has no part '{part}'.{suggestion(part, parts)}")
+
+    def is_anew(name: str) -> bool:
+        return name.partition(".")[0] in anew
+
+    own = {name: value for name, value in network.state_dict().items() if is_anew(name)}
+    return {**{name: value for name, value in weights.items() if not is_anew(name)}, **own}
 
 
 def _stores(
