@@ -58,8 +58,8 @@ TINY: dict[str, NetworkConfig] = {
 }
 PLAIN = tuple(name for name in TINY if name in NETWORKS)
 EXPORTED = (
-    "cnn2d", "unet2d with all there is", "effunet2d", "effunet2d that looks where blood is", "resnet2d", "unet3d with all there is", "cnn3d", "sequence",
-    "sequence, not frozen",
+    "cnn2d", "unet2d with all there is", "effunet2d", "effunet2d that looks where blood is", "resnet2d",
+    "unet3d with all there is", "cnn3d", "sequence", "sequence, not frozen",
 )  # fmt: skip
 """One of each kind at least."""
 every = pytest.mark.parametrize("name", TINY)
