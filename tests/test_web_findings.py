@@ -79,6 +79,20 @@ def test_what_is_uncertain_is_called_that(
         assert ("leaning to no" in told.headline) == (chance < threshold)
 
 
+@pytest.mark.parametrize(
+    ("chance", "tone"), [(0.29, "negative"), (0.3, "uncertain"), (0.6, "uncertain"), (0.61, "positive")]
+)
+def test_a_band_of_doubt_alone_decides_where_the_model_has_one(study: Study, chance: float, tone: str) -> None:
+    """As in the report: neither a wide interval nor a near threshold makes another answer here."""
+    plain = scored(study, chance, 0.4, (0.1, 0.9)).findings
+    score = replace(plain.study, uncertain_band=(0.3, 0.6), uncertain=0.3 <= chance <= 0.6)
+    findings = replace(plain, study=score)
+    told = panel.answer(findings)
+    assert told.tone == tone
+    assert ("From 0.30 to 0.60 neither answer is safe" in told.explained) == (tone == "uncertain")
+    assert any("in the band of doubt" in reason for reason in doubt(findings).reasons) == (tone == "uncertain")
+
+
 def test_lesions_and_subtypes_are_told_with_their_abc2(study: Study) -> None:
     estimates = panel._estimates(study)
     rows = panel.lesion_rows(study, study.findings, estimates)

@@ -11,7 +11,7 @@ import streamlit as st
 
 from hemolens.labels import SUBTYPES
 from hemolens.measurements.abc2 import MEANT_FOR, ROUGH_FOR, Abc2, abc2_by_lesion
-from hemolens.measurements.findings import Findings, format_amount, summary_sentence
+from hemolens.measurements.findings import Findings, StudyScore, format_amount, summary_sentence
 from hemolens.notes import Severity
 from hemolens.volume import LabelMap
 from hemolens.web import session
@@ -89,12 +89,10 @@ def label_map_now(study: Study) -> LabelMap:
 
 def answer(findings: Findings) -> Answer:
     """Say what was found and whether it is uncertain."""
-    score = findings.study
-    chance, threshold = score.probability["any"], score.threshold
     _, _, rest = summary_sentence(findings).partition(")")
     rest = rest.lstrip(":;, ")
     explained = rest[:1].upper() + rest[1:]
-    doubt = reason_for_doubt(chance, threshold, score.interval)
+    doubt = reason_for_doubt(findings.study)
     if doubt:
         leaning = "leaning to hemorrhage" if findings.positive else "leaning to no hemorrhage"
         return Answer("uncertain", f"Uncertain, {leaning}", f"{doubt} {explained}")
@@ -103,8 +101,16 @@ def answer(findings: Findings) -> Answer:
     return Answer("negative", "Hemorrhage unlikely", explained)
 
 
-def reason_for_doubt(chance: float, threshold: float, interval: tuple[float, float] | None) -> str:
-    """Return why the answer is uncertain, as a sentence; empty where it is not."""
+def reason_for_doubt(score: StudyScore) -> str:
+    """Return why the answer is uncertain, as a sentence; empty where it is not.
+
+    Where the model's card gives a band of doubt, that alone decides, as in every other output.
+    """
+    chance, threshold, interval = score.probability["any"], score.threshold, score.interval
+    if score.uncertain_band is not None:
+        low, high = score.uncertain_band
+        told = f"From {low:.2f} to {high:.2f} neither answer is safe, by the model's validation scans"
+        return f"The probability is {chance:.2f}. {told}: look at the scan yourself." if score.uncertain else ""
     if interval is not None and interval[0] < threshold <= interval[1]:
         return (
             f"The probability may truly lie anywhere from {interval[0]:.2f} to {interval[1]:.2f}, on either side of "

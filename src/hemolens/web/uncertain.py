@@ -57,6 +57,9 @@ def doubt(findings: Findings) -> Doubt:
     told: list[tuple[float, str]] = []
     chance = score.probability["any"]
     told.append((entropy(chance, score.threshold), f"probability {chance:.2f}, threshold {score.threshold:.2f}"))
+    if score.uncertain and score.uncertain_band is not None:
+        low, high = score.uncertain_band
+        told.append((1.0, f"in the band of doubt, {low:.2f} to {high:.2f}"))
     if score.interval is not None and score.interval[0] < score.threshold <= score.interval[1]:
         low, high = score.interval
         told.append((1.0, f"the interval {low:.2f} to {high:.2f} spans the threshold {score.threshold:.2f}"))
