@@ -59,7 +59,10 @@ def head(folder: Path) -> list[str]:
 
 
 def push(files: Sequence[str], port: int, studies: int, senders: int, called: str) -> tuple[float, float]:
-    """Send studies under new UIDs, one association a sender; return seconds, and the senders' processor seconds."""
+    """Send studies under new UIDs, one association a sender; return seconds, and the senders' processor seconds.
+
+    Of more than one study a sender, each has as many images as the original, but some of them several times.
+    """
     command = ["storescu", "-aec", called, "--repeat", str(studies // senders), "+IR", str(SLICES), "+IS", "1"]
     command += ["--max-send-pdu", "131072", "127.0.0.1", str(port), *files]
     before, began = os.times(), time.perf_counter()
@@ -214,7 +217,8 @@ def drained(files: Sequence[str], running: Service, workers: int, server: Orthan
     resting = [psutil.Process(running.pid(f"worker-{number + 1}")) for number in range(workers)]
     for process in resting:
         process.suspend()
-    push(files, running.port, backlog, 1, "HEMOLENS")
+    for _ in range(backlog):  # whole studies: storescu repeats each image, not the set
+        push(files, running.port, 1, 1, "HEMOLENS")
     wait_for(lambda: running.counts()["jobs.queued"] == backlog, "the backlog", 900)
     began = time.perf_counter()
     for process in resting:
