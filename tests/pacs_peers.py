@@ -167,7 +167,7 @@ class Service:
 
     def lines(self) -> list[dict[str, Any]]:
         found = []
-        for line in self.log.read_text().splitlines():
+        for line in self.log.read_text().split("\n")[:-1]:  # the last one may be half-written
             if line.startswith("{"):
                 found.append(json.loads(line))
         return found

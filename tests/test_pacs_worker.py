@@ -50,9 +50,13 @@ def test_a_scan_that_takes_too_long_is_given_up_and_can_be_tried_again(tmp_path:
         assert (job.attempts, job.error) == (2, "took longer than 0.05 s")
         assert ask(running, lambda queue: queue.deliveries()) == []
         assert not list((running.folder / "spool" / "results").rglob("findings.json"))
-        told = [line["message"] for line in running.lines()]
-        assert sum("worker-1 ended (-9)" in line for line in told) == 2
+
+        def endings() -> int:
+            return sum("worker-1 ended (-9)" in line["message"] for line in running.lines())
+
+        wait_for(lambda: endings() >= 2, "the service to notice that its worker ended twice")
         running.stop()
+        assert endings() == 2
         running.config.write_text(running.config.read_text().replace("timeout_s = 0.05", "timeout_s = 600"))
         running.start()
         assert ask(running, lambda queue: queue.retry()) == 1
