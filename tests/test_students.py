@@ -138,8 +138,9 @@ class TestPage:
         done = students.done_rows(ROWS, RESULTS)
         told = students.missing(ROWS, RESULTS)
         for row in ROWS:
-            measured = f"| {row.title}." in students.table(row.task, ROWS, RESULTS)
-            assert measured == (row.name in done) != (row.title in told)
+            number = [r.name for r in ROWS if r.task == row.task].index(row.name) + 1
+            measured = f"| {number} | {row.title}." in students.table(row.task, ROWS, RESULTS)
+            assert measured == (row.name in done) != (f"- {row.task} {number} ({row.title})" in told)
 
     @pytest.mark.parametrize("name", sorted(students.done_rows(ROWS, RESULTS)))
     def test_each_cell_has_its_n_and_its_interval(self, name: str) -> None:
