@@ -4,7 +4,7 @@
 
 Validation patients only. CT-ICH gives detection per slice, PHE-SICH the outlines (against derived masks). Intervals,
 also of the share of the score that is kept, come from a bootstrap over patients. Writes
-benchmarks/results/robustness.json and prints the table that docs/explanation/robustness.md shows.
+benchmarks/results/robustness.json and prints the table.
 """
 
 from __future__ import annotations
