@@ -86,7 +86,7 @@ def calibration(**changes: object) -> Calibration:
 
 def test_no_subtype_is_likelier_than_any_hemorrhage() -> None:
     rng = np.random.default_rng(2)
-    values = calibration().slices(rng.normal(-2, 3, 50), rng.normal(0, 4, (50, 6)))
+    values = calibration().slices(rng.normal(-1, 4, (50, 6, 3)))
     assert (values[:, 1:] <= values[:, :1]).all()
     probability, _ = calibration().study(values)
     assert (probability[1:] <= probability[0]).all()

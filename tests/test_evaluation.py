@@ -31,7 +31,7 @@ from hemolens.evaluation.sides import Sides, check_folds, sides_of_model, sides_
 from hemolens.evaluation.summary import Measure
 from hemolens.evaluation.tables import Scale, fit_scale, scan_table, slice_table
 from hemolens.geometry import Stack
-from hemolens.inference.calibrate import UNCALIBRATED
+from hemolens.inference.calibrate import SOURCES, UNCALIBRATED
 from hemolens.sources.datasets.cases import EDEMA, UNKNOWN, Case, SliceRecord
 from hemolens.sources.splits import Fold, Split, write_split
 from hemolens.volume import Volume
@@ -89,7 +89,7 @@ class TestOneCase:
         expected = np.stack([(found & true).sum((1, 2)), found.sum((1, 2)), true.sum((1, 2))], axis=1)
         np.testing.assert_array_equal(told.overlap, expected)
         assert expected[3, 0] > 30
-        np.testing.assert_array_equal(told.logits[:, 0] > -2, found.any(axis=(1, 2)))
+        np.testing.assert_array_equal(told.evidence[:, 0, SOURCES.index("head")] > -2, found.any(axis=(1, 2)))
 
     def test_volumes_are_milliliters_of_the_geometry(self) -> None:
         """6 x 8 pixels of 16 mm2 on two slices of 5 mm."""
@@ -109,7 +109,7 @@ class TestOneCase:
         assert np.isfinite(told.overlap[[0, 1, 2, 5, 6, 7]]).all()
         assert told.scan is None
         assert told.lesions is None
-        assert np.isfinite(told.mask_scores).all()
+        assert np.isfinite(told.evidence[:, 0, SOURCES.index("outline")]).all()
 
     def test_edema_is_no_blood_and_unknown_pixels_do_not_count(self) -> None:
         given = scan("1", true=(BOX,))

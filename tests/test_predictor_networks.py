@@ -22,8 +22,8 @@ from hemolens.analysis import AnalyzeOptions, analyze
 from hemolens.config import to_mapping
 from hemolens.errors import ConfigError, ModelError
 from hemolens.geometry import Stack
-from hemolens.inference.calibrate import UNCALIBRATED, logit
-from hemolens.inference.predictor import LONGEST_SCAN, Predictor, Scores
+from hemolens.inference.calibrate import UNCALIBRATED
+from hemolens.inference.predictor import LONGEST_SCAN, Predictor
 from hemolens.inference.registry import Interface, Model, Thresholds, load_model
 from hemolens.inference.runtime import available_runtimes
 from hemolens.inference.windows import Averaged, pieces, stacks, windows
@@ -255,19 +255,6 @@ def test_a_network_that_tells_too_little_is_not_analyzed_with(tmp_path: Path, in
     for call in (lambda: lacking.predict(volume), lambda: analyze(volume, AnalyzeOptions(), predictor=lacking)):
         with pytest.raises(ModelError, match=r"'model' cannot analyze a scan: .* hemolens evaluate"):
             call()
-
-
-class TestScores:
-    """What slices are ranked by."""
-
-    def test_the_brightest_pixels_count(self) -> None:
-        blood = np.zeros((2, 20, 20), np.float32)
-        blood[1, :5, :6] = 0.8
-        assert Scores(blood, None, None).mask_scores == pytest.approx(logit([0.0, 0.8]), abs=1e-5)
-
-    def test_without_a_mask_there_is_no_mask_score(self) -> None:
-        scores = Scores(None, None, np.zeros((3, 6), np.float32)).mask_scores
-        assert np.isnan(scores).tolist() == [True] * 3
 
 
 @given(st.integers(1, 200), st.integers(1, 40))

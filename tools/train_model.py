@@ -13,17 +13,22 @@ import json
 import shutil
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hemolens import __version__
 from hemolens.config import dotted, to_mapping
 from hemolens.evaluation.card import calibrate_and_measure, uncalibrated, write_card
 from hemolens.inference.predictor import Predictor
-from hemolens.inference.registry import load_model
+from hemolens.inference.registry import Model, load_model
 from hemolens.models.export import export_onnx
+from hemolens.models.quantize import quantize_onnx
+from hemolens.preprocessing.pipeline import PreprocessConfig
 from hemolens.sources.datasets.cases import DataSet
 from hemolens.sources.datasets.opening import open_datasets
 from hemolens.sources.datasets.pseudo import INDEX, PseudoFolder, read_pseudo, with_pseudo
@@ -36,6 +41,11 @@ from hemolens.training.self_training import SelfTrainingConfig, write_pseudo
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "hemolens" / "models" / "weights"
+EIGHT_BITS = "-int8"
+RANGES = ("ct_ich", "phe_sich")
+"""Data sets that the split deals."""
+SCANS, SLICES = 20, 8
+"""Of each data set, and of each scan, that the ranges of the 8-bit copy are read off."""
 BEGINS_ANEW = ""
 PSEUDO = "pseudo"
 """Key of a stage that learns from what the stage before outlines, too."""
@@ -51,21 +61,11 @@ def main() -> None:
     experiment = tomllib.loads(chosen.experiment.read_text(encoding="utf-8"))
     split = read_split(chosen.experiment.parent / experiment["split"])
     stages, result = train_stages(experiment, split, chosen.data, chosen.run)
-    name, preprocess = experiment["name"], result.config.preprocess
-    onnx = WEIGHTS / f"{name}.onnx"
-    difference = export_onnx(result.network, preprocess, onnx)
-    sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
-    model = uncalibrated(name, onnx, sha256, preprocess)
-    validation = [m.removeprefix("ct_ich/") for m in split.fold(0).validation]
-    volumes = [m.removeprefix("phe_sich/") for m in split.fold(0).validation if m.startswith("phe_sich/")]
-    measured = calibrate_and_measure(model, chosen.data, validation, experiment["drawn"], volumes)
-    card = {
-        "name": name,
+    preprocess = result.config.preprocess
+    whole = WEIGHTS / f"{experiment['name']}.onnx"
+    difference = export_onnx(result.network, preprocess, whole)
+    told = {
         **{key: experiment[key] for key in ("title", "intended_use", "license", "limits")},
-        "file": onnx.name,
-        "sha256": sha256,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hemolens_version": __version__,
         "network": {
             "preset": experiment["preset"],
             "parameters": sum(p.numel() for p in result.network.parameters()),
@@ -76,12 +76,52 @@ def main() -> None:
         "preprocess": to_mapping(preprocess),
         "training": {"data": experiment["data"], "stages": stages},
         "split": {side: list(getattr(split.fold(0), side)) for side in ("train", "validation", "test")},
-        "measured_at_commit": commit(),
-        **measured,
     }
-    write_card(onnx.with_suffix(".json"), card)
-    for row in card["metrics"]:
+    measure(whole, told, preprocess, split, experiment["drawn"], chosen.data)
+    small = whole.with_name(f"{whole.stem}{EIGHT_BITS}.onnx")
+    quantize_onnx(whole, small, shown(load_model(str(whole)), open_datasets(chosen.data, RANGES), split))
+    told = {
+        **told,
+        "title": f"{told['title']}, in 8 bits",
+        "network": {**told["network"], "quantized_from": whole.stem},
+    }
+    measure(small, told, preprocess, split, experiment["drawn"], chosen.data)
+
+
+def measure(
+    onnx: Path, told: dict[str, Any], preprocess: PreprocessConfig, split: Split, drawn: list[str], data: Path
+) -> None:
+    """Calibrate a network file on the validation patients, measure it, and write its card beside it."""
+    sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
+    patients = split.fold(0).validation
+    named = {
+        dataset: [p.removeprefix(f"{dataset}/") for p in patients if p.startswith(f"{dataset}/")] for dataset in RANGES
+    }
+    measured = calibrate_and_measure(
+        uncalibrated(onnx.stem, onnx, sha256, preprocess), data, named["ct_ich"], drawn, named["phe_sich"]
+    )
+    identity = {
+        "name": onnx.stem,
+        "file": onnx.name,
+        "sha256": sha256,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hemolens_version": __version__,
+    }
+    write_card(onnx.with_suffix(".json"), {**identity, **told, "measured_at_commit": commit(), **measured})
+    for row in measured["metrics"]:
         print(f"{row['on']:18} {row['metric']:60} {row['value']} [{row['low']}, {row['high']}] n={row['n']}")
+
+
+def shown(model: Model, datasets: Sequence[DataSet], split: Split) -> Iterator[NDArray[np.float32]]:
+    """Yield slices of training patients as the network sees them: what the ranges of its 8-bit copy are read off."""
+    predictor = Predictor(model)
+    rng = np.random.default_rng(0)
+    patients = set(split.fold(0).train)
+    for dataset in datasets:
+        cases = [case for case in dataset.cases if case.group in patients]
+        for case in rng.choice(np.array(cases, dtype=object), min(SCANS, len(cases)), replace=False):
+            seen = predictor.prepare(dataset.volume(case)).contexts
+            yield seen[np.linspace(0, len(seen) - 1, min(SLICES, len(seen))).astype(int)].astype(np.float32)
 
 
 def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path) -> tuple[list[Any], RunResult]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hemolens.evaluation.metrics import dice_score
 from hemolens.evaluation.scored import Compared
+from hemolens.inference.evidence import as_told
 from hemolens.preprocessing.window import to_gray
 
 Mask = NDArray[np.bool_]
@@ -96,7 +97,7 @@ class Gallery:
     def _worth(self, shown: Compared) -> list[tuple[str, float]]:
         """Return the groups that a slice may belong to, and how much it belongs there."""
         bleeding = shown.case.slices[shown.index].findings[0]
-        score = _score(shown)
+        score = float(as_told(shown.evidence))
         worth = []
         if self.outlines and shown.true is not None and shown.true.any():
             found = shown.outline()
@@ -157,13 +158,8 @@ def draw(shown: Compared, size: int) -> Picture:
         mask(shown.true),
         mask(found),
         dice,
-        _score(shown),
+        float(as_told(shown.evidence)),
     )
-
-
-def _score(shown: Compared) -> float:
-    told = [v for v in (shown.mask_score, shown.any_logit) if np.isfinite(v)]
-    return float(np.mean(told)) if told else float("nan")
 
 
 def _lot(shown: Compared) -> float:

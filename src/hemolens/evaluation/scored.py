@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.evaluation.metrics import LesionCounts, hausdorff95_loss, match_lesions
-from hemolens.inference.calibrate import logit
-from hemolens.inference.predictor import TOP_PIXELS, Predictor, Scores
+from hemolens.inference.predictor import Predictor, Scores
 from hemolens.labels import FINDING_NAMES, SUBTYPES
 from hemolens.measurements.edema import EDEMA_THRESHOLD, around
 from hemolens.measurements.lesions import smallest_size
@@ -89,10 +88,8 @@ class ScoredCase:
     """Side of the split that each slice was scored for; empty where it was not."""
     findings: Array
     """Truth, ``(slices, 6)``: 1, 0 or NaN."""
-    mask_scores: Array
-    """Log-odds of the outline's brightest pixels; NaN for a model without outlines."""
-    logits: Array
-    """The slice head's, ``(slices, 6)``; NaN for a model without one."""
+    evidence: Array
+    """What speaks for each finding, ``(slices, 6, 3)`` (`hemolens.inference.evidence`); NaN for what is not told."""
     scan_logits: Array
     """The scan head's, ``(6,)``; NaN for a model without one."""
     overlap: Array
@@ -135,10 +132,8 @@ class Compared:
     prepared: Prepared
     true: Mask | None
     """Blood; None where the mask is not scored."""
-    mask_score: float
-    """NaN for a model without outlines."""
-    any_logit: float
-    """NaN for a model without a head for slices."""
+    evidence: Array
+    """Of any hemorrhage, ``(3,)`` (`hemolens.inference.evidence`)."""
     outline: Callable[[], Mask | None]
     """Return the outline on the source grid; None where nothing was found."""
 
@@ -186,7 +181,7 @@ def score_case(
     labels = dataset.labels(case) if "drawn" in states or scores.edema is not None else None
     outlines = _Outlines(prepared, scores, threshold)
     comparison = _Comparison(volume, Grid.of(volume, case.dataset))
-    mask_scores, logits = _slice_scores(prepared, scores, len(case.slices))
+    evidence = prepared.restore_slices(scores.evidence(prepared, predictor.model.preprocess.context_mm))
     shown = []
     for k, state in enumerate(states):
         if not sides[k]:
@@ -197,7 +192,7 @@ def score_case(
             true, found = is_blood(plane), outlines.blood(k)
             comparison.add(k, plane, true, None if found is None else found & (plane != UNKNOWN), outlines)
         outline = partial(outlines.blood, k)
-        shown.append(Compared(case, k, sides[k], volume, prepared, true, mask_scores[k], logits[k, 0], outline))
+        shown.append(Compared(case, k, sides[k], volume, prepared, true, evidence[k, 0], outline))
     if watch is not None:
         watch(shown)
     whole = scores.blood is not None and all(state in SCORED for state in states)
@@ -205,8 +200,7 @@ def score_case(
         case,
         tuple(sides),
         np.array([r.findings for r in case.slices], dtype=float),
-        mask_scores,
-        logits,
+        evidence,
         _row(scores.scan_logits),
         comparison.overlap,
         comparison.hd95,
@@ -341,28 +335,6 @@ def _edema(
         if side and known.any():
             overlap[k] = (found[k] & true[k]).sum(), (found[k] & known).sum(), true[k].sum()
     return overlap
-
-
-def _slice_scores(prepared: Prepared, scores: Scores, slices: int) -> tuple[Array, Array]:
-    """Return mask scores and logits in the source's order, NaN where the model has none."""
-    masks, logits = np.full(slices, np.nan), np.full((slices, len(FINDING_NAMES)), np.nan)
-    if scores.blood is not None:
-        masks = prepared.restore_slices(scores.mask_scores.astype(np.float32)).astype(float)
-    if scores.logits is not None:
-        logits = prepared.restore_slices(np.asarray(scores.logits, np.float32)).astype(float)
-    elif scores.subtypes is not None and scores.blood is not None:
-        logits[:, 1:] = prepared.restore_slices(_subtype_scores(scores)).astype(float)
-    return masks, logits
-
-
-def _subtype_scores(scores: Scores) -> NDArray[np.float32]:
-    """Return log-odds of each subtype from the outline alone, as `Scores.mask_scores` does for blood."""
-    assert scores.blood is not None and scores.subtypes is not None  # noqa: PT018
-    columns = []
-    for k in range(scores.subtypes.shape[1]):
-        flat = (scores.blood * scores.subtypes[:, k]).reshape(len(scores.blood), -1)
-        columns.append(logit(np.partition(flat, -TOP_PIXELS, axis=1)[:, -TOP_PIXELS:].mean(axis=1)))
-    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _row(values: NDArray[np.floating] | None) -> Array:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hemolens.evaluation.scored import ScoredCase
 from hemolens.inference.calibrate import Calibration, Logistic, sigmoid, study_score
+from hemolens.inference.evidence import as_told
 from hemolens.inference.registry import Model
 from hemolens.labels import FINDING_NAMES
 
@@ -96,17 +97,7 @@ class Scale:
 
     def slices(self, case: ScoredCase) -> Array:
         """Return log-odds, ``(slices, 6)``; NaN for what the model does not tell."""
-        known = np.stack([case.mask_scores, case.logits[:, ANY]], axis=1)
-        if self.calibration is None:
-            out = case.logits.copy()
-            told = np.isfinite(known)
-            sums = np.where(told, known, 0.0).sum(axis=1)
-            out[:, ANY] = np.divide(sums, told.sum(axis=1), out=np.full(len(out), np.nan), where=told.any(axis=1))
-            return out
-        out = self.calibration.slices(np.nan_to_num(known[:, 0]), np.nan_to_num(case.logits))
-        out[:, ANY][np.isnan(known).all(axis=1)] = np.nan
-        out[:, 1:][np.isnan(case.logits[:, 1:])] = np.nan
-        return out
+        return as_told(case.evidence) if self.calibration is None else self.calibration.slices(case.evidence)
 
     def study(self, case: ScoredCase) -> Array:
         """Return probabilities of the whole scan, ``(6,)``; NaN for what the model does not tell."""
@@ -135,7 +126,7 @@ def fit_scale(cases: Iterable[ScoredCase]) -> Scale:
         If no slice or no scan bleeds, or all do.
     """
     chosen = [case for case in cases if any(case.sides)]
-    if any(np.isfinite(case.mask_scores).any() or np.isfinite(case.logits).any() for case in chosen):
+    if any(np.isfinite(case.evidence).any() for case in chosen):
         return Scale("validation", fit_calibration(chosen), _fit_scan(chosen))
     return Scale("validation", None, _fit_scan(chosen))
 
@@ -143,7 +134,7 @@ def fit_scale(cases: Iterable[ScoredCase]) -> Scale:
 def fit_calibration(cases: Sequence[ScoredCase]) -> Calibration:
     """Fit slice and scan probabilities on validation patients.
 
-    A model without outlines, or without a head for slices, gets the weight 0 for what it lacks.
+    What a model does not tell gets the weight 0.
 
     Raises
     ------
@@ -152,15 +143,15 @@ def fit_calibration(cases: Sequence[ScoredCase]) -> Calibration:
     """
     scored = [np.array([bool(side) for side in case.sides]) for case in cases]
     truth = np.concatenate([case.findings[rows] for case, rows in zip(cases, scored, strict=True)])
-    logits = np.concatenate([case.logits[rows] for case, rows in zip(cases, scored, strict=True)])
-    masks = np.concatenate([case.mask_scores[rows] for case, rows in zip(cases, scored, strict=True)])
-    features = np.nan_to_num(np.stack([masks, logits[:, ANY]], axis=1))
-    known = np.isfinite(truth[:, ANY])
-    told = np.isfinite(truth[:, 1:]) & np.isfinite(logits[:, 1:])
+    evidence = np.concatenate([case.evidence[rows] for case, rows in zip(cases, scored, strict=True)])
+    told = np.isfinite(truth) & np.isfinite(evidence).any(axis=2)
+    features, subtypes, known = np.nan_to_num(evidence), told.copy(), np.isfinite(truth[:, ANY])
+    subtypes[:, ANY] = False
     subtype = Logistic((1.0,), 0.0)
-    if 0 < truth[:, 1:][told].sum() < told.sum():
-        subtype = Logistic.fit(logits[:, 1:][told][:, None], truth[:, 1:][told])
-    first = Calibration(Logistic.fit(features[known], truth[known, ANY]), subtype, Logistic((1.0,), 0.0))
+    if 0 < truth[subtypes].sum() < subtypes.sum():
+        subtype = Logistic.fit(features[subtypes], truth[subtypes])
+    slices = Logistic.fit(features[known, ANY], truth[known, ANY])
+    first = Calibration(slices, subtype, Logistic((1.0,), 0.0))
     scans = [case for case in cases if case.side and not case.loose and np.isfinite(case.case.findings[ANY])]
     scores = np.array([study_score(Scale("", first).slices(case))[ANY] for case in scans])
     bleeding = np.array([case.case.findings[ANY] for case in scans])

@@ -22,6 +22,8 @@ VOLUME_ERROR = 0.2
 """Share of scans whose true volume may lie outside the interval of the volume."""
 VOLUME_OFFSET_ML = 0.5
 """Added to a volume before its logarithm is taken, so that tiny bleeds do not count as errors of many times."""
+SOURCES = ("neighbors", "outline", "head")
+"""What speaks for a finding on a slice, in the order of the weights (`hemolens.inference.evidence`)."""
 TOP_SLICES = 2
 """A scan's score is the mean log-odds of its this many most suspicious slices: one slice alone is often an artifact."""
 
@@ -77,9 +79,9 @@ class Calibration:
     """How a card's network is calibrated."""
 
     slice_any: Logistic
-    """On (log-odds of the mask's brightest pixels, the slice head's logit for "any")."""
+    """On the evidence for "any", in the order of `SOURCES`; fewer weights are those of the last ones."""
     slice_subtype: Logistic
-    """On the slice head's logit of a subtype; shared by the five."""
+    """The same for a subtype; shared by the five."""
     study_any: Logistic
     """On the scan's score (`study_score`)."""
     study_scores: tuple[float, ...] = ()
@@ -92,20 +94,23 @@ class Calibration:
     def __post_init__(self) -> None:
         if len(self.study_scores) != len(self.study_truth):
             raise ValueError("study_scores and study_truth differ in length")
+        if not all(0 < len(fitted.weights) <= len(SOURCES) for fitted in (self.slice_any, self.slice_subtype)):
+            raise ValueError(f"slices are judged by {len(SOURCES)} weights at most")
 
-    def slices(self, mask_score: Array, logits: Array) -> Array:
+    def slices(self, evidence: Array) -> Array:
         """Return calibrated log-odds per slice, shape ``(slices, 6)`` in `FINDING_NAMES` order.
 
         Parameters
         ----------
-        mask_score
-            Log-odds of the mean of the brightest mask pixels of each slice, shape ``(slices,)``.
-        logits
-            The slice head's, shape ``(slices, 6)``.
+        evidence
+            Shape ``(slices, 6, 3)``, from `hemolens.inference.evidence.gather_evidence`. What is NaN has no say; where
+            all is NaN, so is the answer.
         """
-        out = np.empty((len(logits), len(FINDING_NAMES)))
-        out[:, 0] = self.slice_any.log_odds(np.stack([mask_score, logits[:, 0]], axis=1))
-        out[:, 1:] = np.minimum(self.slice_subtype.log_odds(logits[:, 1:, None]), out[:, :1])
+        told = np.nan_to_num(evidence)
+        out = np.empty((len(told), len(FINDING_NAMES)))
+        out[:, 0] = _last(self.slice_any, told[:, 0])
+        out[:, 1:] = np.minimum(_last(self.slice_subtype, told[:, 1:]), out[:, :1])
+        out[np.isnan(evidence).all(axis=2)] = np.nan
         return out
 
     def study(self, slice_log_odds: Array) -> tuple[Array, tuple[float, float] | None]:
@@ -132,7 +137,12 @@ class Calibration:
         return conformal_interval(self.volume_log_ratios, VOLUME_ERROR)
 
 
-UNCALIBRATED = Calibration(Logistic((0.5, 0.5), 0.0), Logistic((1.0,), 0.0), Logistic((1.0,), 0.0))
+def _last(fitted: Logistic, evidence: Array) -> Array:
+    """Return the log-odds of a logistic that may have fewer weights than there are sources."""
+    return fitted.log_odds(evidence[..., -len(fitted.weights) :])
+
+
+UNCALIBRATED = Calibration(Logistic((0.5, 0.5), 0.0), Logistic((0.5, 0.5), 0.0), Logistic((1.0,), 0.0))
 """Takes what a network says as it is: its slice head and its outline each have half a say."""
 
 

@@ -9,21 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.errors import ModelError
-from hemolens.inference.calibrate import logit, sigmoid
+from hemolens.inference.calibrate import sigmoid
+from hemolens.inference.evidence import gather_evidence, outline_scores
 from hemolens.inference.prediction import Prediction
 from hemolens.inference.registry import Model
 from hemolens.inference.runtime import Float, Runtime, open_runtime
 from hemolens.inference.support import doubt_unsupported
 from hemolens.inference.windows import Averaged, pieces, stacks, windows
-from hemolens.labels import SUBTYPE_NAMES
+from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES
 from hemolens.preprocessing.pipeline import Prepared, prepare
 from hemolens.volume import Volume
 
 BATCH = 4
 LONGEST_SCAN = 96
 """A network that reads scans is shown at most this many slices at a time; memory grows with them."""
-TOP_PIXELS = 30
-"""A slice's mask score is the mean probability of this many pixels of the crop: about 0.4 square centimeters."""
 WITH_SUBTYPES = 1 + len(SUBTYPE_NAMES)
 """Channels of a mask that tells blood and its subtypes; one more is edema."""
 SUBTYPE_FLOOR = 0.1
@@ -45,13 +44,12 @@ class Scores:
     edema: Float | None = None
     """Probability of perihematomal edema, shape ``(slices, size, size)``."""
 
-    @property
-    def mask_scores(self) -> NDArray[np.float64]:
-        """Log-odds of the mean of the `TOP_PIXELS` brightest pixels of each slice; NaN without a mask."""
-        if self.blood is None:
-            return np.full(0 if self.logits is None else len(self.logits), np.nan)
-        flat = self.blood.reshape(len(self.blood), -1)
-        return logit(np.partition(flat, -TOP_PIXELS, axis=1)[:, -TOP_PIXELS:].mean(axis=1))
+    def evidence(self, prepared: Prepared, context_mm: float) -> NDArray[np.float64]:
+        """Return what speaks for each finding of each slice, ``(slices, 6, 3)``; NaN for what is not told."""
+        unknown = np.full((len(prepared.crops), len(FINDING_NAMES)), np.nan)
+        outlines = unknown if self.blood is None else outline_scores(self.blood, self.subtypes)
+        head = unknown if self.logits is None else self.logits.astype(np.float64)
+        return gather_evidence(outlines, head, prepared.offsets_mm, context_mm)
 
 
 class Predictor:
@@ -188,8 +186,8 @@ class Predictor:
             If the network does not tell all that a `Prediction` holds.
         """
         self.check_complete()
-        assert scores.blood is not None and scores.logits is not None  # noqa: PT018
-        log_odds = self.model.calibration.slices(scores.mask_scores, scores.logits.astype(np.float64))
+        assert scores.blood is not None
+        log_odds = self.model.calibration.slices(scores.evidence(prepared, self.model.preprocess.context_mm))
         study, interval = self.model.calibration.study(log_odds)
         blood = prepared.restore(scores.blood).astype(np.float16)
         return Prediction(
