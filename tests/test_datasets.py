@@ -27,6 +27,7 @@ from hemolens.sources.datasets.cases import (
     merged_findings,
     single_subtype,
 )
+from hemolens.sources.datasets.ct_ich import open_ct_ich
 from hemolens.sources.datasets.opening import NAMES, open_datasets
 
 NAN = math.nan
@@ -165,6 +166,25 @@ def test_a_drawn_ct_ich_mask_has_the_subtype_of_its_row(real: dict[str, DataSet]
     assert [case.slices[i].name for i in drawn] == [*map(str, range(11, 18)), "19", "20", "22"]
     assert {int(v) for i in drawn for v in np.unique(labels[i])} == {0, 1}
     assert case.slice_id(drawn[0]) == "ct_ich/078#11"
+
+
+def test_ages_are_those_of_the_published_table(real: dict[str, DataSet]) -> None:
+    ages = {case.patient: case.age_years for case in real["ct_ich"].cases}
+    assert (ages["050"], ages["059"], ages["092"]) == (pytest.approx(0.583333333), 6.0, 70.0)
+    assert {case.age_years for case in real["bhsd"].cases} == {None}
+
+
+def test_ages_are_not_needed_but_never_guessed(tmp_path: Path) -> None:
+    dataset_files.write_ct_ich(tmp_path)
+    assert {case.age_years for case in open_ct_ich(tmp_path).cases} == {None}
+    (tmp_path / "patient_demographics.csv").write_text(
+        "\ufeffPatient Number,Age (years),Gender\n49,0,Male\n51,unknown,Male\n,,\n", encoding="utf-8"
+    )
+    ages = {case.patient: case.age_years for case in open_ct_ich(tmp_path).cases}
+    assert ages == {patient: 0.0 if patient == "049" else None for patient in ages}
+    (tmp_path / "patient_demographics.csv").write_text("Patient,Age\n49,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="patient_demographics.csv: has no column Patient Number"):
+        open_ct_ich(tmp_path)
 
 
 def test_several_subtypes_in_a_row_leave_the_pixels_open(written: dict[str, DataSet]) -> None:

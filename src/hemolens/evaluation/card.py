@@ -26,6 +26,7 @@ from hemolens.sources.datasets.opening import open_datasets
 
 MASK_THRESHOLD = 0.5
 """Not tuned: too few drawn masks are there to choose it on."""
+ADULT_YEARS = 18
 DETECTION = (
     ("slice", "roc_auc", "ROC-AUC per slice"),
     ("slice", "average_precision", "average precision per slice"),
@@ -89,8 +90,10 @@ def calibrate_and_measure(
     thresholds = chosen_thresholds(calibration)
     scale = Scale("card", calibration)
     drawn = [case for case in patients if case.case.patient in never_seen]
+    young = [c for c in patients if c.case.age_years is not None and c.case.age_years < ADULT_YEARS]
     metrics = [
         *_ct_ich_rows(_measures(patients, scale), "ct_ich validation"),
+        *(_ct_ich_rows(_measures(young, scale), f"ct_ich validation, under {ADULT_YEARS} years") if young else ()),
         *_bhsd_rows(_measures(list(_scored(predictor, bhsd)), scale)),
         *(row for row in _ct_ich_rows(_measures(drawn, scale), _named(never_seen)) if "Dice" in row["metric"]),
     ]

@@ -38,10 +38,14 @@ def rebuild_network(model: Model) -> Network:
     Raises
     ------
     ModelError
-        If the card does not say which network it is, or a weight is not in the file, or results differ.
+        If the card does not say which network it is, or a weight is not in the file, or results differ; or if the file
+        is an 8-bit copy, whose rounding has no gradients.
     DependencyError
         If onnx is not installed.
     """
+    whole = model.card.get("network", {}).get("quantized_from")
+    if whole:
+        raise ModelError(f"The model '{model.name}' is in 8 bits, which has no gradients. Use --model {whole}.")
     network = build_network(_config(model), pretrained=False).eval()
     _fill(network, _weights(model.verified_bytes()), model)
     difference = _difference(network, model)

@@ -78,6 +78,8 @@ class Case:
     """In the order of the volume."""
     scan_findings: tuple[float, ...] | None = None
     """Where only whole scans are labeled (CQ500); else derived from the slices."""
+    age_years: float | None = None
+    """None where it is not published."""
 
     @property
     def group(self) -> str:

@@ -3,6 +3,7 @@
 ::
 
     <root>/hemorrhage_diagnosis.csv               one row per slice; numbers start at 1, number 1 is the lowest
+    <root>/patient_demographics.csv               one row per patient; may be missing
     <root>/Patients_CT/078/brain/14.jpg           level 40, width 120
     <root>/Patients_CT/078/brain/14_HGE_Seg.jpg   blood is > 128; missing does not mean empty
     <root>/Patients_CT/078/bone/14.jpg            not used
@@ -13,8 +14,9 @@ The published download nests all this under one more folder; either level is tak
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,8 @@ from hemolens.volume import DisplayWindow, Volume
 
 LABELS_FILE = "hemorrhage_diagnosis.csv"
 PATIENTS_FOLDER = "Patients_CT"
+AGES_FILE = "patient_demographics.csv"
+AGE_COLUMNS = ("Patient Number", "Age (years)")
 SLICE_STEP_MM = 5.0
 WINDOW = DisplayWindow(40.0, 120.0)
 BLOOD_ABOVE = 128
@@ -247,6 +251,25 @@ def _number(path: Path, line: int, row: dict[str, str], column: str) -> int:
         raise InputError(path, problem, REMEDY) from error
 
 
+def read_ages(root: Path) -> dict[str, float]:
+    """Read the age in years of every patient whose age is published, by three digits; nothing without the table.
+
+    Raises
+    ------
+    InputError
+        If the table lacks a column.
+    """
+    path = root / AGES_FILE
+    if not path.is_file():
+        return {}
+    ages = {}
+    for row in read_table(path, AGE_COLUMNS, "Download it again, or take it away: ages are then unknown."):
+        number, age = (row[name] for name in AGE_COLUMNS)
+        if number.isdecimal() and re.fullmatch(r"\d+(\.\d+)?", age):
+            ages[f"{int(number):03d}"] = float(age)
+    return ages
+
+
 def slice_path(root: Path, truth: SliceTruth) -> Path:
     """Return the brain-window picture of a slice."""
     return find_root(root) / PATIENTS_FOLDER / truth.patient / "brain" / f"{truth.slice_number}.jpg"
@@ -342,12 +365,13 @@ def open_ct_ich(root: Path) -> CtIch:
     truth: dict[str, dict[str, SliceTruth]] = {}
     for row in read_labels(root):
         truth.setdefault(row.patient, {})[str(row.slice_number)] = row
+    ages = read_ages(root)
     cases, notes = [], []
     for patient in patients(root):
         case, remarks = _case(root, patient, truth.get(patient, {}))
         notes += remarks
         if case.slices:
-            cases.append(case)
+            cases.append(replace(case, age_years=ages.get(patient)))
     absent = sorted(set(truth) - {case.patient for case in cases})
     if absent:
         notes.append(Note("missing", f"patients of the table whose slices are not here: {listing(absent, most=10)}"))
