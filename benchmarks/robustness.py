@@ -2,22 +2,27 @@
 
     python benchmarks/robustness.py ../shared/data --split configs/splits/ich-effunet2d-3.json [--model MODEL]
 
-Validation patients only. CT-ICH gives detection per slice, PHE-SICH the outlines (against derived masks). Intervals,
-also of the share of the score that is kept, come from a bootstrap over patients. Writes
-benchmarks/results/robustness.json and prints the table.
+CT-ICH (validation patients) gives detection per slice and false bleeds on clean slices, BHSD the outlines against drawn
+masks. What a lone slice of BHSD cannot show (thickness, tilt) is told by how far CT-ICH's outlines agree with the
+model's own on the scan as published. Intervals, also of the share of the score that is kept, come from a bootstrap over
+patients. Writes benchmarks/results/robustness.json and fills in the page:
+      python benchmarks/robustness.py --page
+does that alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hemolens.evaluation import weighted
 from hemolens.evaluation.bootstrap import bootstrap
@@ -26,25 +31,31 @@ from hemolens.evaluation.scored import Grid, is_blood
 from hemolens.evaluation.summary import FALSE_BLEED_MM2
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import load_model
-from hemolens.sources.datasets.cases import UNKNOWN, Case, DataSet, merged_findings
+from hemolens.sources.datasets.cases import UNKNOWN, UNKNOWN_SUBTYPE, Case, DataSet, merged_findings
 from hemolens.sources.datasets.opening import open_datasets
 from hemolens.sources.splits import read_split
 
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "robustness.md"
+BEGIN, END = "<!-- robustness: begin (python benchmarks/robustness.py --page) -->", "<!-- robustness: end -->"
 AS_PUBLISHED = Corruption("none", "as published", lambda scan, rng: scan)
 SLICE_MM = 5.0
 """Published of both data sets."""
-DETECTION, OUTLINE, CLEAN = "slice_auc", "dice", "false_bleeds"
+DETECTION, OUTLINE, AGREEMENT, CLEAN = "slice_auc", "dice", "agreement", "false_bleeds"
+Outlines = dict[str, NDArray[np.bool_]]
+"""The model's own on scans as published, by case."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One slice after a change."""
 
+    dataset: str
     patient: str
     truth: float
     probability: float
     both_px: int
+    """Outlined, and in the truth: the drawn mask, or for CT-ICH the model's own outline on the scan as published."""
     found_px: int
     true_px: int
     outlined_mm2: float
@@ -54,53 +65,76 @@ class Row:
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--split", type=Path)
     parser.add_argument("--model", default=None)
-    parser.add_argument("--only", default="", help="names of corruptions, separated by commas")
-    told = parser.parse_args()
-    model = load_model(told.model)
-    patients = frozenset(read_split(told.split).fold(0).validation)
-    chosen = [c for c in CORRUPTIONS if not told.only or c.name in told.only.split(",")]
+    parser.add_argument("--only", default="", help="names of corruptions, separated by commas: prints, writes nothing")
+    parser.add_argument("--page", action="store_true")
+    asked = parser.parse_args()
+    if asked.page:
+        write_page()
+        return
+    if asked.data is None or asked.split is None:
+        parser.error("needs DATA and --split")
+    model = load_model(asked.model)
+    patients = frozenset(read_split(asked.split).fold(0).validation)
+    chosen = [c for c in CORRUPTIONS if not asked.only or c.name in asked.only.split(",")]
     predictor = Predictor(model, threads=1)
-    rows = {
-        c.name: list(rows_of(predictor, open_datasets(told.data, ("ct_ich", "phe_sich")), patients, c))
-        for c in (AS_PUBLISHED, *chosen)
-    }
+    datasets, outlines = open_datasets(asked.data, ("ct_ich", "bhsd")), Outlines()
+    rows = {}
+    for c in (AS_PUBLISHED, *chosen):
+        rows[c.name] = list(rows_of(predictor, datasets, patients, c, outlines))
+        print(time.strftime("%H:%M:%S"), c.name, flush=True)
     results = {
         "model": model.name,
         "sha256": model.sha256,
-        "split": told.split.name,
+        "split": asked.split.name,
         "rows": {c.name: {"title": c.title, **compared(rows[c.name], rows["none"])} for c in (AS_PUBLISHED, *chosen)},
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
+    if not asked.only:
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_page()
 
 
 def rows_of(
-    predictor: Predictor, datasets: Sequence[DataSet], patients: frozenset[str], corruption: Corruption
+    predictor: Predictor,
+    datasets: Sequence[DataSet],
+    patients: frozenset[str],
+    corruption: Corruption,
+    outlines: Outlines,
 ) -> Iterable[Row]:
-    """Yield the slices of all patients after a change."""
+    """Yield the slices of the patients, and of all of BHSD, after a change."""
     for dataset in datasets:
         for case in dataset.cases:
-            if case.group in patients:
-                yield from scored(predictor, dataset, case, corruption)
+            if case.group in patients or (case.dataset == "bhsd" and not corruption.across):
+                yield from scored(predictor, dataset, case, corruption, outlines)
 
 
-def scored(predictor: Predictor, dataset: DataSet, case: Case, corruption: Corruption) -> Iterable[Row]:
+def scored(
+    predictor: Predictor, dataset: DataSet, case: Case, corruption: Corruption, outlines: Outlines
+) -> Iterable[Row]:
     """Change a scan, run the model on it, and compare slice by slice."""
     volume = dataset.volume(case)
     pixel_mm = float(np.sqrt(Grid.of(volume, case.dataset).pixel_mm2[0]))
     rng = np.random.default_rng(zlib.crc32(f"{corruption.name}/{case.id}".encode()))
-    scan = corruption.change(Scan.of(volume, dataset.labels(case), pixel_mm, SLICE_MM), rng)
+    if case.dataset == "bhsd":
+        labels = dataset.labels(case)
+    else:
+        labels = outlines.get(case.id, np.zeros(volume.shape, bool)).astype(np.uint8) * UNKNOWN_SUBTYPE
+    scan = corruption.change(Scan.of(volume, labels, pixel_mm, SLICE_MM), rng)
     prediction = predictor.predict(scan.volume())
     outlined = prediction.blood >= prediction.mask_threshold
+    if corruption is AS_PUBLISHED:
+        outlines[case.id] = outlined
+        scan = replace(scan, labels=labels if case.dataset == "bhsd" else outlined.astype(np.uint8) * UNKNOWN_SUBTYPE)
     for k, members in enumerate(scan.sources):
         clean = all(case.slices[m].mask_state == "empty" for m in members) and case.dataset == "ct_ich"
         truth = merged_findings(case.slices[m].findings for m in members)[0]
-        known = (scan.labels[k] != UNKNOWN) & (case.dataset == "phe_sich")
+        known = scan.labels[k] != UNKNOWN
         true, found = is_blood(scan.labels[k]) & known, outlined[k] & known
         yield Row(
+            case.dataset,
             case.group,
             # Of a slice that holds parts of others it is known only where none of those bleeds, or all do.
             float("nan") if corruption.mixes and len({case.slices[m].findings[0] for m in members}) > 1 else truth,
@@ -115,7 +149,8 @@ def scored(predictor: Predictor, dataset: DataSet, case: Case, corruption: Corru
 def compared(rows: Sequence[Row], published: Sequence[Row]) -> dict[str, Any]:
     """Return each score with its interval, and the share of the published scans' score that is kept."""
     found: dict[str, Any] = {}
-    for name, score in ((DETECTION, detection), (OUTLINE, outline), (CLEAN, false_bleeds)):
+    scores = ((DETECTION, detection), (OUTLINE, outline), (AGREEMENT, agreement), (CLEAN, false_bleeds))
+    for name, score in scores:
         told = score(rows, rows)
         kept = score(rows, published, share=True)
         found[name] = {
@@ -141,12 +176,18 @@ def detection(rows: Sequence[Row], against: Sequence[Row], share: bool = False) 
 
 
 def outline(rows: Sequence[Row], against: Sequence[Row], share: bool = False) -> Any:
-    """Pooled Dice."""
+    """Pooled Dice against drawn masks."""
+    return paired(rows, against, lambda r: r.dataset == "bhsd", dice, share)
 
-    def dice(weights: Any, chosen: Sequence[Row]) -> Any:
-        return weighted.ratio(weights, [2 * r.both_px for r in chosen], [r.found_px + r.true_px for r in chosen])
 
-    return paired(rows, against, lambda r: r.found_px + r.true_px > 0, dice, share)
+def agreement(rows: Sequence[Row], against: Sequence[Row], share: bool = False) -> Any:
+    """Pooled Dice against the model's own outlines of the scans as published."""
+    return paired(rows, against, lambda r: r.dataset == "ct_ich" and r.found_px + r.true_px > 0, dice, share)
+
+
+def dice(weights: Any, chosen: Sequence[Row]) -> Any:
+    """Pooled over slices."""
+    return weighted.ratio(weights, [2 * r.both_px for r in chosen], [r.found_px + r.true_px for r in chosen])
 
 
 def false_bleeds(rows: Sequence[Row], against: Sequence[Row], share: bool = False) -> Any:
@@ -178,16 +219,38 @@ def rounded(value: float) -> float | None:
 
 def table(results: dict[str, Any]) -> str:
     """Return the table as Markdown."""
-    lines = [
-        "| scan | slice ROC-AUC | kept | outline, pooled Dice | kept | clean slices over 50 mm2 | n |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "scan", "slice ROC-AUC, CT-ICH", "kept", "pooled Dice, BHSD", "kept", "agreement with itself, CT-ICH",
+        "clean slices with over 50 mm²", "slices",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in results["rows"].values():
-        auc, dice, clean = row[DETECTION], row[OUTLINE], row[CLEAN]
-        n = f"{auc['n']} and {dice['n']} slices"
-        cells = [row["title"], spread(auc), share(auc), spread(dice), share(dice), spread(clean, 100), n]
+        auc, drawn, own, clean = (row[name] for name in (DETECTION, OUTLINE, AGREEMENT, CLEAN))
+        n = f"{auc['n']}, {drawn['n']}, {own['n']}, {clean['n']}"
+        cells = [row["title"], spread(auc), share(auc), spread(drawn), share(drawn), spread(own), spread(clean, 100), n]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def told(results: dict[str, Any]) -> str:
+    """Return what stands between the marks of the page."""
+    patients = {name: results["rows"]["none"][name]["patients"] for name in (DETECTION, OUTLINE)}
+    measured = (
+        f"Measured with `{results['model']}` on {patients[DETECTION]} validation patients of CT-ICH and "
+        f"{patients[OUTLINE]} patients of BHSD. In bold where more than a tenth of the score is lost."
+    )
+    return f"{measured}\n\n{table(results)}"
+
+
+def filled(page: str, results: dict[str, Any]) -> str:
+    """Return the page with the table of `results`."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{told(results)}\n{END}{rest.split(END)[1]}"
+
+
+def write_page() -> None:
+    """Fill in the page from the results that are kept."""
+    PAGE.write_text(filled(PAGE.read_text("utf-8"), json.loads(RESULTS.read_text("utf-8"))), encoding="utf-8")
 
 
 def spread(cell: dict[str, Any], times: int = 1) -> str:

@@ -183,7 +183,7 @@ def test_ages_are_not_needed_but_never_guessed(tmp_path: Path) -> None:
     ages = {case.patient: case.age_years for case in open_ct_ich(tmp_path).cases}
     assert ages == {patient: 0.0 if patient == "049" else None for patient in ages}
     (tmp_path / "patient_demographics.csv").write_text("Patient,Age\n49,1\n", encoding="utf-8")
-    with pytest.raises(InputError, match="patient_demographics.csv: has no column Patient Number"):
+    with pytest.raises(InputError, match=r"patient_demographics\.csv: has no column Patient Number"):
         open_ct_ich(tmp_path)
 
 

@@ -78,15 +78,18 @@ def calibrate_and_measure(
     never_seen
         CT-ICH patients used for nothing but the drawn-mask score; may be among `validation`.
     volumes
-        PHE-SICH patients, kept from training, on whose derived masks the interval of the volume is fitted.
+        PHE-SICH patients, kept from training, on whose derived masks the interval of the volume is fitted, and on whose
+        drawn edema that of the model is scored.
     """
     bhsd, ct_ich = open_datasets(data, ("bhsd", "ct_ich"))
     predictor = Predictor(model)
     patients = list(_scored(predictor, ct_ich, validation))
     calibration = fit_calibration(patients)
+    swollen: list[ScoredCase] = []
     if volumes:
         (derived,) = open_datasets(data, ("phe_sich",))
         calibration = replace(calibration, volume_log_ratios=volume_log_ratios(predictor, derived, volumes))
+        swollen = list(_scored(predictor, derived, volumes))
     thresholds = chosen_thresholds(calibration)
     scale = Scale("card", calibration)
     drawn = [case for case in patients if case.case.patient in never_seen]
@@ -96,6 +99,7 @@ def calibrate_and_measure(
         *(_ct_ich_rows(_measures(young, scale), f"ct_ich validation, under {ADULT_YEARS} years") if young else ()),
         *_bhsd_rows(_measures(list(_scored(predictor, bhsd)), scale)),
         *(row for row in _ct_ich_rows(_measures(drawn, scale), _named(never_seen)) if "Dice" in row["metric"]),
+        *(_edema_rows(_measures(swollen, scale)) if swollen else ()),
     ]
     return {"calibration": to_mapping(calibration), "thresholds": to_mapping(thresholds), "metrics": metrics}
 
@@ -140,10 +144,7 @@ def _ct_ich_rows(measures: Sequence[Measure], name: str) -> Iterator[dict[str, A
         if (level, metric, "any") in told:
             unit = "patients" if level == "scan" else "slices"
             yield _row(name, f"{title}, any", told[level, metric, "any"], unit)
-    for finding in FINDING_NAMES[1:]:
-        found = told.get(("slice", "roc_auc", finding))
-        if found is not None:
-            yield _row(name, f"ROC-AUC per slice, {finding}", found, "slices with it", found.positives)
+    yield from _subtype_rows(measures, name)
     clean = told.get(("slice", f"share_over_{FALSE_BLEED_MM2:.0f}_mm2", "any"))
     if clean is not None:
         yield _row(name, f"clean slices with over {FALSE_BLEED_MM2:.0f} mm2 outlined", clean)
@@ -153,16 +154,36 @@ def _ct_ich_rows(measures: Sequence[Measure], name: str) -> Iterator[dict[str, A
 
 
 def _bhsd_rows(measures: Sequence[Measure]) -> Iterator[dict[str, Any]]:
-    """Yield pooled and mean Dice of blood, and pixel recall per subtype."""
+    """Yield pooled and mean Dice of blood, ranking of slices by subtype, and pixel recall per subtype."""
     told = {(m.metric, m.finding): m for m in measures if m.level == "slice"}
     yield _row("bhsd", "pooled Dice, blood", told["pooled_dice", "any"], "slices")
     yield _row("bhsd", "mean Dice per slice, blood", told["mean_dice", "any"], "slices")
+    yield from _subtype_rows(measures, "bhsd")
     for subtype in SUBTYPES:
         for metric in ("outlined_as_blood", "outlined_as_this_subtype"):
             found = told.get((metric, subtype.name))
             if found is not None:
                 title = f"pixel recall, {subtype.title.lower()}, {metric.replace('_', ' ')}"
                 yield _row("bhsd", title, found, "slices with it")
+
+
+def _subtype_rows(measures: Sequence[Measure], name: str) -> Iterator[dict[str, Any]]:
+    """Yield how well slices are ranked by the probability of each subtype that some have and others have not."""
+    told = {m.finding: m for m in measures if (m.level, m.metric) == ("slice", "roc_auc")}
+    for finding in FINDING_NAMES[1:]:
+        if finding in told:
+            yield _row(name, f"ROC-AUC per slice, {finding}", told[finding], "slices with it", told[finding].positives)
+
+
+def _edema_rows(measures: Sequence[Measure]) -> Iterator[dict[str, Any]]:
+    """Yield how well edema is outlined on the slices where it is drawn, and how much is outlined on the others."""
+    titles = {
+        "pooled_dice": "pooled Dice, edema, slices with drawn edema",
+        "mean_false_mm2": "mean mm2 of edema outlined where none is drawn",
+    }
+    for measure in measures:
+        if measure.task == "edema" and measure.metric in titles:
+            yield _row("phe_sich validation", titles[measure.metric], measure)
 
 
 def _row(on: str, title: str, measure: Measure, unit: str = "", n: int | None = None) -> dict[str, Any]:

@@ -83,6 +83,8 @@ class Corruption:
     change: Change
     mixes: bool = False
     """Whether slices then hold parts of published ones, so that the truth of these need not be theirs."""
+    across: bool = False
+    """Whether it changes how slices lie to each other, which a slice without its scan cannot show."""
 
 
 def told_window(level_hu: float, width_hu: float) -> Change:
@@ -251,11 +253,11 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     Corruption("level_50_untold", "window level 50, taken for 40", untold_window(50, 120)),
     Corruption("pixels_larger", "0.6 mm in place of 0.45 mm pixels", moved(scale=0.75)),
     Corruption("pixels_smaller", "0.35 mm in place of 0.45 mm pixels, cut at the edge", moved(scale=1.286)),
-    Corruption("slices_1_mm", "1 mm slices, interpolated from 5 mm", thinner(5)),
-    Corruption("slices_7.5_mm", "7.5 mm slices", thicker(1.5)),
-    Corruption("slices_10_mm", "10 mm slices", thicker(2)),
-    Corruption("tilt_15", "gantry tilted by 15 degrees", tilted(15), mixes=True),
-    Corruption("tilt_-15", "gantry tilted by -15 degrees", tilted(-15), mixes=True),
+    Corruption("slices_1_mm", "1 mm slices, interpolated from 5 mm", thinner(5), across=True),
+    Corruption("slices_7.5_mm", "7.5 mm slices", thicker(1.5), across=True),
+    Corruption("slices_10_mm", "10 mm slices", thicker(2), across=True),
+    Corruption("tilt_15", "gantry tilted by 15 degrees", tilted(15), mixes=True, across=True),
+    Corruption("tilt_-15", "gantry tilted by -15 degrees", tilted(-15), mixes=True, across=True),
     Corruption("jpeg_60", "JPEG, quality 60", jpeg(60)),
     Corruption("jpeg_30", "JPEG, quality 30", jpeg(30)),
     Corruption("noise_5", "noise of 5 HU", noise(5)),

@@ -1,0 +1,186 @@
+"""Write docs/reference/model-card.md from the cards of the models that ship, and draw its pictures.
+
+    python tools/make_model_page.py [--pictures ../shared/data]
+
+Without --pictures only the text is written: everything in it stands in the cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hemolens.evaluation.drawing import panels
+from hemolens.evaluation.gallery import Gallery, Picture
+from hemolens.evaluation.scored import score_case
+from hemolens.inference.predictor import Predictor
+from hemolens.inference.registry import Model, list_models
+from hemolens.sources.datasets.opening import open_datasets
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "model-card.md"
+WIDTH = 640
+SHOWN = (
+    ("best", 3, "The best outlines of drawn bleeds"),
+    ("worst", 3, "The worst outlines of drawn bleeds"),
+    ("false", 3, "Most outlined on slices without blood"),
+    ("missed", 3, "Bleeding slices with the lowest score (their outline is not published)"),
+)
+"""Group of the gallery, how many of it, and the heading."""
+
+
+def main() -> None:
+    """Draw where asked to, then write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, metavar="DATA", help="folder that holds ct_ich")
+    asked = parser.parse_args()
+    models = list_models()
+    if asked.pictures is not None:
+        draw(models[0], asked.pictures)
+    PAGE.write_text(page(models), encoding="utf-8")
+
+
+def draw(model: Model, data: Path) -> None:
+    """Draw the validation patients of CT-ICH: what the model does best and worst."""
+    (ct_ich,) = open_datasets(data, ("ct_ich",))
+    kept, predictor, gallery = set(model.card["split"]["validation"]), Predictor(model), Gallery(outlines=True)
+    for case in ct_ich.cases:
+        if case.group in kept:
+            score_case(predictor, ct_ich, case, ("validation",) * len(case.slices), watch=gallery.see)
+    groups = {name: pictures for name, _, pictures in gallery.pictures()}
+    for name, most, _ in SHOWN:
+        if name in groups:
+            sheet(groups[name][:most]).save(picture_path(name), optimize=True)
+
+
+def sheet(pictures: Sequence[Picture]) -> Image.Image:
+    """Put the panels of some slices below each other, all of one width."""
+    rows = [Image.fromarray(panels(p)) for p in pictures]
+    rows = [row.resize((WIDTH, round(WIDTH * row.height / row.width))) for row in rows]
+    whole = Image.new("RGB", (WIDTH, sum(row.height for row in rows) + 4 * (len(rows) - 1)), "white")
+    top = 0
+    for row in rows:
+        whole.paste(row, (0, top))
+        top += row.height + 4
+    return whole
+
+
+def picture_path(name: str) -> Path:
+    """Return where the pictures of a group lie."""
+    return PAGE.with_name(f"model-card-{name}.png")
+
+
+def page(models: Sequence[Model]) -> str:
+    """Return the page: the default model whole, of the others what differs."""
+    first, *others = models
+    return "\n".join([*whole(first), *(line for other in others for line in scores_of(other))]) + "\n"
+
+
+def whole(model: Model) -> Iterator[str]:
+    """Yield the lines of a model's card."""
+    card = model.card
+    yield from (
+        "<!-- written by tools/make_model_page.py from the cards; change those -->",
+        f"# Model card: {card['name']}",
+    )
+    yield from ("", f"{card['title']}. {card['intended_use']}", "", "| | |", "|---|---|")
+    network, size = card["network"], card["preprocess"]["size"]
+    for name, value in (
+        ("license", card["license"]),
+        ("network", f"{network['preset']}, {network['parameters']:,} parameters, ONNX"),
+        ("file", f"`{card['file']}`, SHA-256 `{card['sha256'][:16]}...`"),
+        ("made", f"{card['created'][:10]} with hemolens {card['hemolens_version']}"),
+        ("measured at commit", f"`{card['measured_at_commit'][:12]}`"),
+        ("input", f"{size} x {size} pixels, window 40/120, 3 slices"),
+    ):
+        yield f"| {name} | {value} |"
+    for title, part in (
+        ("What it was trained on", training(card)),
+        ("Scores", scored(model)),
+        ("Thresholds and calibration", chosen(card)),
+        ("What it looks like", pictures()),
+        ("Limits", (f"- {limit}" for limit in card["limits"])),
+    ):
+        yield from ("", f"## {title}", "", *part)
+
+
+def training(card: Mapping[str, Any]) -> Iterator[str]:
+    """Yield data, split and stages."""
+    yield from (f"- {line}" for line in card["training"]["data"])
+    sides = {side: len(patients) for side, patients in card["split"].items()}
+    yield ""
+    yield (
+        f"Patients, never slices, were split: {sides['train']} trained on, {sides['validation']} kept for validation "
+        f"(calibration, thresholds and most scores below), {sides['test']} for test only."
+    )
+    yield from ("", "| stage | steps | batch | rate | seed | starts from |", "|---|---|---|---|---|---|")
+    for number, stage in enumerate(card["training"]["stages"], start=1):
+        config = stage["config"]
+        start, rate = config["start"] or "ImageNet encoder", config["optimizer"]["rate"]
+        yield f"| {number} | {config['steps']} | {config['batch']} | {rate:g} | {config['seed']} | {start} |"
+    yield from ("", "Every other setting stands in the card: `hemolens models show`.")
+
+
+def scored(model: Model) -> Iterator[str]:
+    """Yield the scores, and where more stand."""
+    yield from scores(model)
+    yield ""
+    yield "What a change of the scan costs: [robustness](../explanation/robustness.md). What each idea brought:"
+    yield "[experiments](../explanation/experiments.md)."
+
+
+def chosen(card: Mapping[str, Any]) -> Iterator[str]:
+    """Yield thresholds and what they rest on."""
+    thresholds, calibration = card["thresholds"], card["calibration"]
+    truth, volumes = calibration["study_truth"], len(calibration["volume_log_ratios"])
+    yield (
+        f"A voxel is outlined from {thresholds['mask']:g} on, and a scan called positive from {thresholds['study']:g} "
+        f"(balanced, by Youden's index); 95 % of the bleeding validation scans reach {thresholds['sensitive']:g}."
+    )
+    yield (
+        f"Probabilities, both thresholds and the band of doubt rest on {len(truth)} scans, {sum(truth)} of them "
+        f"bleeding; the interval of a volume on {volumes} scans."
+    )
+
+
+def pictures() -> Iterator[str]:
+    """Yield the pictures that are there."""
+    yield "Validation patients of CT-ICH (Hssayeni et al. 2020, CC BY 4.0): image, drawn blood where it is published,"
+    yield "outline."
+    for name, _, title in SHOWN:
+        if picture_path(name).exists():
+            yield from ("", f"{title}:", "", f"![{title}]({picture_path(name).name})")
+
+
+def scores_of(model: Model) -> Iterator[str]:
+    """Yield what differs of another model."""
+    card = model.card
+    yield ""
+    yield f"## {card['name']}"
+    yield ""
+    yield f"{card['title']}; `{card['file']}`, SHA-256 `{card['sha256'][:16]}...`. Used with `--model {card['name']}`."
+    yield ""
+    yield from scores(model)
+
+
+def scores(model: Model) -> Iterator[str]:
+    """Yield the table of a card's scores."""
+    yield "| on | score | value | 95 % interval | n |"
+    yield "|---|---|---|---|---|"
+    for row in model.card["metrics"]:
+        low, high = (number(row[key]) for key in ("low", "high"))
+        n = f"{row['n']} {row['unit']}"
+        n += "" if row["unit"] == "patients" else f", {row['patients']} patients"
+        yield f"| {row['on']} | {row['metric']} | {number(row['value'])} | {low} to {high} | {n} |"
+
+
+def number(value: float | None) -> str:
+    """Write a score."""
+    return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+if __name__ == "__main__":
+    main()
