@@ -123,7 +123,7 @@ def test_the_page_tells_what_matters(page: Page, bleeding) -> None:
     assert findings.model.sha256 in text
     assert "test-net" in text
     assert "Incomplete" in text
-    assert "Slices 3–5, 9." in text
+    assert "Slices 4–6, 10." in text  # indices 3 to 5 and 9
     assert text.index("A slice is missing") < text.index("Tilt")
     assert findings.input.path_or_uid in text
 
@@ -215,7 +215,7 @@ def test_slices_run_from_the_feet_to_the_head_whichever_way_they_are_stored() ->
     text = render_html(label_map, findings)
     montage = text[text.index('class="montage"') :]
     shown = [int(k) for k in re.findall(r"<figcaption><span>(\d+)</span>", montage)]
-    assert shown == list(range(len(volume)))[::-1]
+    assert shown == list(range(1, len(volume) + 1))[::-1]  # people count from 1
 
 
 def test_found_stands_beside_true() -> None:

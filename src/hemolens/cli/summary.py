@@ -51,7 +51,7 @@ def _show_lesions(console: Console, findings: Findings) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("lesion", "subtype", "size", "mean HU", "slices", "probability"):
+    for name in ("lesion", "subtype", "size", "mean HU", "slices (from 0)", "probability"):
         table.add_column(name, justify="left" if name in {"lesion", "subtype"} else "right")
     for lesion in findings.lesions:
         table.add_row(

@@ -129,7 +129,7 @@ def _names(area_top: float, heat_top: float, most: float, slices: Sequence[Slice
 def _numbers(order: Sequence[int], step: float, y: float) -> list[str]:
     every = max(1, round(len(order) / 16))
     return [
-        f'<text class="tick" x="{LEFT + (place + 0.5) * step:.1f}" y="{y:.1f}" text-anchor="middle">{index}</text>'
+        f'<text class="tick" x="{LEFT + (place + 0.5) * step:.1f}" y="{y:.1f}" text-anchor="middle">{index + 1}</text>'
         for place, index in enumerate(order)
         if place % every == 0
     ]
@@ -145,7 +145,7 @@ def _area(score: SliceScore) -> float:
 
 def _told(score: SliceScore) -> str:
     unit = "mm²" if score.blood_area_mm2 is not None else "px"
-    return escape(f"Slice {score.index}: {score.probability['any']:.2f}, {_area(score):,.0f} {unit}")
+    return escape(f"Slice {score.index + 1}: {score.probability['any']:.2f}, {_area(score):,.0f} {unit}")
 
 
 def _svg(name: str, width: float, height: float, told: str, parts: Sequence[str], *, stretch: bool = False) -> str:

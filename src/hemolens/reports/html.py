@@ -223,7 +223,7 @@ def _picture(picture: SlicePicture, findings: Findings, letter: int) -> dict[str
         told += f" · {score.source}"
     shown = ", ".join(f"lesion {o.lesion} ({o.subtype.name})" for o in picture.outlines)
     return {
-        "index": picture.index,
+        "number": picture.index + 1,
         "data": base64.b64encode(picture.jpeg).decode("ascii"),
         "width": picture.width,
         "height": picture.height,
@@ -234,7 +234,7 @@ def _picture(picture: SlicePicture, findings: Findings, letter: int) -> dict[str
         "right": picture.view.right,
         "letter": letter,
         "told": told,
-        "alt": f"CT slice {picture.index}" + (f", outlined: {shown}" if shown else ", no blood outlined"),
+        "alt": f"CT slice {picture.index + 1}" + (f", outlined: {shown}" if shown else ", no blood outlined"),
     }
 
 
@@ -249,7 +249,7 @@ def _display(volume: Volume, illustrator: Illustrator) -> str:
 
 
 def _montage_told(shown: int, count: int) -> str:
-    text = "From the lowest slice to the highest, numbered as in findings.json, which counts from 0."
+    text = "From the lowest slice to the highest, numbered from 1; findings.json counts from 0."
     return text if shown == count else f"{text} {shown} of {count} slices are shown, evenly spread."
 
 
@@ -308,11 +308,11 @@ def _place(centroid_mm: tuple[float, float, float]) -> str:
 
 
 def _ranges(indices: Sequence[int]) -> str:
-    """Write sorted indices short: ``3–7, 9``."""
+    """Write sorted indices short and as people count, from 1: ``3–7, 9`` for 2 to 6 and 8."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][1] + 1:
             runs[-1][1] = index
         else:
             runs.append([index, index])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+    return ", ".join(f"{a + 1}" if a == b else f"{a + 1}–{b + 1}" for a, b in runs)
