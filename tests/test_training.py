@@ -25,6 +25,7 @@ from hemolens.training import checkpoint, loop  # noqa: E402
 from hemolens.training.checkpoint import kept_weights, load_run, load_state  # noqa: E402
 from hemolens.training.config import TrainConfig  # noqa: E402
 from hemolens.training.data import open_batches  # noqa: E402
+from hemolens.training.devices import deterministic  # noqa: E402
 from hemolens.training.loop import Progress  # noqa: E402
 from hemolens.training.run import RunResult, run_training  # noqa: E402
 from hemolens.training.schedule import OptimizerConfig, ScheduleConfig  # noqa: E402
@@ -432,5 +433,11 @@ def test_a_machine_that_lacks_something_says_so(run: Any, settings: Any, message
 
 def test_training_leaves_the_process_as_it_was(whole: RunResult) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
+    assert float(torch.full((8,), 1e-40).mul(2.0)[0]) > 0, "numbers below 1e-38 count again"
+
+
+def test_numbers_too_small_to_matter_do_not_slow_a_step_down() -> None:
+    with deterministic():
+        assert torch.full((8,), 1e-40).mul(2.0).tolist() == [0.0] * 8
     assert torch.is_grad_enabled()
     assert "lightning_fabric" in sys.modules

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hemolens.inference.calibrate import volume_interval
+from hemolens.inference.calibrate import VOLUME_ERROR, volume_interval
 from hemolens.inference.prediction import Prediction
 from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES, SUBTYPES
 from hemolens.measurements.edema import Edema, measure_edema
@@ -223,6 +223,15 @@ def format_amount(size: float, unit: str) -> str:
     if unit == "px":
         return f"{size:,.0f} px"
     return f"{size:.1f} ml" if size >= 1 or size == 0 else f"{size:.2f} ml"
+
+
+def volume_told(total: Total) -> str:
+    """Write the total, with its interval where the card gives one: ``31.2 ml (80 % interval 25.0 to 40.1 ml)``."""
+    amount = format_amount(total.size, total.unit)
+    if total.volume_interval_ml is None:
+        return amount
+    low, high = total.volume_interval_ml
+    return f"{amount} ({100 * (1 - VOLUME_ERROR):.0f} % interval {low:.1f} to {high:.1f} ml)"
 
 
 def _main_subtype(total: Total) -> tuple[str, float]:

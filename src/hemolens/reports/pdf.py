@@ -18,7 +18,7 @@ import numpy as np
 
 from hemolens.errors import DependencyError
 from hemolens.labels import SUBTYPES
-from hemolens.measurements.findings import NOTICE, Findings, format_amount, summary_sentence
+from hemolens.measurements.findings import NOTICE, Findings, format_amount, summary_sentence, volume_told
 from hemolens.notes import Severity
 from hemolens.reports.figures import Illustrator, SlicePicture, key_slices
 from hemolens.volume import LabelMap
@@ -144,7 +144,7 @@ def _answer(sheet: _Sheet, findings: Findings, title: str) -> None:
     interval = f", interval {score.interval[0]:.2f} to {score.interval[1]:.2f}" if score.interval else ""
     sheet.text(
         f"Probability of any hemorrhage {score.probability['any']:.2f}{interval}; called {score.decision} from "
-        f"{score.threshold:.2f} on."
+        f"{score.threshold:.2f} on. All blood: {volume_told(findings.total)}."
     )
     sheet.text(f"Scan: {title}", 8.5, gray=0.35)
     created = findings.created.replace("T", " ")

@@ -11,7 +11,7 @@ import streamlit as st
 
 from hemolens.labels import SUBTYPES
 from hemolens.measurements.abc2 import MEANT_FOR, ROUGH_FOR, Abc2, abc2_by_lesion
-from hemolens.measurements.findings import Findings, StudyScore, format_amount, summary_sentence
+from hemolens.measurements.findings import Findings, StudyScore, format_amount, summary_sentence, volume_told
 from hemolens.notes import Severity
 from hemolens.volume import LabelMap
 from hemolens.web import session
@@ -211,6 +211,7 @@ def show(study: Study, ui: Any) -> None:
         for row in subtype_rows(findings, estimates)
     ]
     ui.markdown(table(("Subtype", "Probability", "Lesions", "Volume", "ABC/2"), rows), help=ABC2_HELP)
+    ui.caption(f"All blood: {volume_told(findings.total)}")
     _notes(findings, ui)
 
 

@@ -139,7 +139,8 @@ def corrected_findings(
     by = f" by {author}" if author else ""
     on = f" on {when.strftime('%Y-%m-%d %H:%M %Z')}" if when else ""
     text = f"the outlines were corrected{by}{on}: {before} became {after}; probabilities are the network's own"
-    return replace(measured, quality=(*findings.quality, QualityNote("corrected", Severity.INFO, text)))
+    total = replace(measured.total, volume_interval_ml=None)  # that of the network's own outlines
+    return replace(measured, total=total, quality=(*findings.quality, QualityNote("corrected", Severity.INFO, text)))
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
