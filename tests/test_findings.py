@@ -15,6 +15,7 @@ from hemolens.measurements.findings import (
     build_findings,
     format_amount,
     summary_sentence,
+    volume_told,
 )
 from hemolens.measurements.lesions import MIN_LESION_ML
 from hemolens.volume import SourceInfo, Volume
@@ -117,6 +118,8 @@ def test_the_volume_has_an_interval_where_its_error_is_known() -> None:
     assert told.volume_ml is not None
     expected = (max(0.0, (told.volume_ml + 0.5) / 2 - 0.5), (told.volume_ml + 0.5) * 2 - 0.5)
     assert told.volume_interval_ml == pytest.approx(expected)
+    assert volume_told(told) == f"{told.volume_ml:.1f} ml (80 % interval {expected[0]:.1f} to {expected[1]:.1f} ml)"
+    assert volume_told(total(predict(labels))) == f"{told.volume_ml:.1f} ml"
     assert total(predict(labels)).volume_interval_ml is None
     assert total(predict(np.zeros_like(labels), volume_log_ratio=ratio)).volume_interval_ml is None
     pixels = total(predict(labels, volume_log_ratio=ratio), replace(volume, stack=None))

@@ -345,6 +345,11 @@ def test_corrected_findings_hold_the_new_lesions_and_the_networks_probabilities(
     assert "by" not in unsigned.quality[-1].message.split(":")[0]
 
 
+def test_a_corrected_volume_has_no_interval_of_the_networks(demo: hemolens.Result) -> None:
+    sure = replace(demo.prediction, volume_log_ratio=(-0.2, 0.3))
+    assert corrected(demo).findings_after(sure).total.volume_interval_ml is None
+
+
 # --- the training folder ---------------------------------------------------------------------------------------------
 
 

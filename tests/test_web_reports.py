@@ -21,7 +21,7 @@ pytest.importorskip("reportlab", reason="needs hemolens[web]")
 from streamlit.testing.v1 import AppTest
 
 from hemolens.errors import InputError
-from hemolens.measurements.findings import NOTICE
+from hemolens.measurements.findings import NOTICE, volume_told
 from hemolens.reports.as_json import from_plain
 from hemolens.reports.pdf import render_pdf
 from hemolens.volume import SourceInfo, Volume
@@ -114,6 +114,7 @@ def test_the_pdf_tells_the_result_on_every_page(study: Study) -> None:
     assert "Müller × ?" in told, "what the font lacks is shown as a question mark"
     volume = study.findings.lesions[0].volume_ml
     assert f"{volume:.1f} ml" in told
+    assert f"All blood: {volume_told(study.findings.total)}." in told
     assert study.findings.model.sha256 in told.replace(" ", "")
     pages = len(re.findall(r"page \d+", told))
     assert told.count(NOTICE) >= pages >= 1
