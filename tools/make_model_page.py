@@ -135,14 +135,13 @@ def scored(model: Model) -> Iterator[str]:
 def chosen(card: Mapping[str, Any]) -> Iterator[str]:
     """Yield thresholds and what they rest on."""
     thresholds, calibration = card["thresholds"], card["calibration"]
-    truth, volumes = calibration["study_truth"], len(calibration["volume_log_ratios"])
+    truth = calibration["study_truth"]
     yield (
         f"A voxel is outlined from {thresholds['mask']:g} on, and a scan called positive from {thresholds['study']:g} "
         f"(balanced, by Youden's index); 95 % of the bleeding validation scans reach {thresholds['sensitive']:g}."
     )
     yield (
-        f"Probabilities, both thresholds and the band of doubt rest on {len(truth)} scans, {sum(truth)} of them "
-        f"bleeding; the interval of a volume on {volumes} scans."
+        f"Probabilities, thresholds and the band of doubt rest on {len(truth)} scans, {sum(truth)} of them bleeding."
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import numpy as np
 
 from hemolens.config import to_mapping
 from hemolens.evaluation.metrics import recall_threshold, youden_threshold
-from hemolens.evaluation.scored import Grid, ScoredCase, is_blood, score_case
+from hemolens.evaluation.scored import ScoredCase, score_case
 from hemolens.evaluation.summary import FALSE_BLEED_MM2, Measure, Summarizer
 from hemolens.evaluation.tables import Scale, fit_calibration, scan_table, slice_table
-from hemolens.inference.calibrate import UNCALIBRATED, Calibration, sigmoid, volume_log_ratio
+from hemolens.inference.calibrate import UNCALIBRATED, Calibration, sigmoid
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import Model, Thresholds
 from hemolens.labels import FINDING_NAMES, SUBTYPES
@@ -47,23 +46,8 @@ def chosen_thresholds(calibration: Calibration, mask: float = MASK_THRESHOLD) ->
     return Thresholds(mask, round(balanced, 4), math.floor(1e4 * sensitive) / 1e4)
 
 
-def volume_log_ratios(predictor: Predictor, dataset: DataSet, patients: Collection[str]) -> tuple[float, ...]:
-    """Return how far outlined volumes of blood lie from those of the masks, for bleeding scans (`volume_log_ratio`)."""
-    ratios = []
-    for case in dataset.cases:
-        if case.patient not in patients:
-            continue
-        volume, labels = dataset.volume(case), dataset.labels(case)
-        each_ml = Grid.of(volume, case.dataset).voxel_ml
-        outlined = predictor.predict(volume).blood >= predictor.model.thresholds.mask
-        true_ml, outlined_ml = (float(m.sum(axis=(1, 2)) @ each_ml) for m in (is_blood(labels), outlined))
-        if true_ml > 0:
-            ratios.append(round(volume_log_ratio(true_ml, outlined_ml), 4))
-    return tuple(sorted(ratios))
-
-
 def calibrate_and_measure(
-    model: Model, data: Path, validation: list[str], never_seen: list[str], volumes: Collection[str] = ()
+    model: Model, data: Path, validation: list[str], never_seen: list[str], swollen: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return the calibration, thresholds and metrics of a card.
 
@@ -77,19 +61,14 @@ def calibrate_and_measure(
         CT-ICH patients on whom probabilities and the decision threshold are fitted.
     never_seen
         CT-ICH patients used for nothing but the drawn-mask score; may be among `validation`.
-    volumes
-        PHE-SICH patients, kept from training, on whose derived masks the interval of the volume is fitted, and on whose
-        drawn edema that of the model is scored.
+    swollen
+        PHE-SICH patients, kept from training, on whose drawn edema that of the model is scored. Their masks of blood
+        are derived, and no yardstick.
     """
     bhsd, ct_ich = open_datasets(data, ("bhsd", "ct_ich"))
     predictor = Predictor(model)
     patients = list(_scored(predictor, ct_ich, validation))
     calibration = fit_calibration(patients)
-    swollen: list[ScoredCase] = []
-    if volumes:
-        (derived,) = open_datasets(data, ("phe_sich",))
-        calibration = replace(calibration, volume_log_ratios=volume_log_ratios(predictor, derived, volumes))
-        swollen = list(_scored(predictor, derived, volumes))
     thresholds = chosen_thresholds(calibration)
     scale = Scale("card", calibration)
     drawn = [case for case in patients if case.case.patient in never_seen]
@@ -99,8 +78,10 @@ def calibrate_and_measure(
         *(_ct_ich_rows(_measures(young, scale), f"ct_ich validation, under {ADULT_YEARS} years") if young else ()),
         *_bhsd_rows(_measures(list(_scored(predictor, bhsd)), scale)),
         *(row for row in _ct_ich_rows(_measures(drawn, scale), _named(never_seen)) if "Dice" in row["metric"]),
-        *(_edema_rows(_measures(swollen, scale)) if swollen else ()),
     ]
+    if swollen:
+        (phe_sich,) = open_datasets(data, ("phe_sich",))
+        metrics += _edema_rows(_measures(list(_scored(predictor, phe_sich, swollen)), scale))
     return {"calibration": to_mapping(calibration), "thresholds": to_mapping(thresholds), "metrics": metrics}
 
 
