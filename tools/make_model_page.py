@@ -57,9 +57,10 @@ def draw(model: Model, data: Path) -> None:
 
 
 def sheet(pictures: Sequence[Picture]) -> Image.Image:
-    """Put the panels of some slices below each other, all of one width."""
+    """Put the panels of some slices below each other, all of one size."""
     rows = [Image.fromarray(panels(p)) for p in pictures]
-    rows = [row.resize((WIDTH, round(WIDTH * row.height / row.width))) for row in rows]
+    side = WIDTH // 3
+    rows = [row.resize((round(row.width * side / row.height), side)) for row in rows]
     whole = Image.new("RGB", (WIDTH, sum(row.height for row in rows) + 4 * (len(rows) - 1)), "white")
     top = 0
     for row in rows:
