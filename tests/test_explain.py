@@ -156,7 +156,7 @@ def test_the_rebuilt_network_is_the_shipped_one(demo: Volume) -> None:
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        ({"preset": "effunet2b"}, "effunet2d"),
+        ({"config": {"kind": "effunet2b"}}, "effunet2d"),
         ({"config": {"kind": "cnn2d"}}, "is not in the file"),
         (
             {"config": {"kind": "effunet2d", "decoder_channels": [96, 64, 48, 16]}},
@@ -177,7 +177,9 @@ def test_a_network_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyP
 
     real = rebuild._weights
     monkeypatch.setattr(
-        rebuild, "_weights", lambda c: {n: w * (1.05 if n == "slice_head.1.weight" else 1) for n, w in real(c).items()}
+        rebuild,
+        "_weights",
+        lambda c: {n: w * (1.05 if n == "slice_head.net.1.weight" else 1) for n, w in real(c).items()},
     )
     with pytest.raises(ModelError, match="results differ"):
         rebuild_network(load_model())
@@ -190,7 +192,7 @@ def test_the_map_lies_on_the_hematoma_and_not_on_a_clean_slice(demo_map: Explana
         assert energy.ratio > 3, index
         assert energy.peak_inside
     assert np.isnan(demo_map.energy(truth, 2).inside)
-    assert demo_map.values[2].max() < 0.1 < 0.9 < demo_map.values[11].max()
+    assert demo_map.values[2].max() < 0.25 < 0.9 < demo_map.values[11].max()
     assert demo_map.energy(truth).ratio > 3
     assert demo_map.values.shape == demo_map.volume.shape
     assert not demo_map.values[10].any()

@@ -167,6 +167,8 @@ def of_network(network: Network, preprocess: PreprocessConfig, name: str = "netw
 def _layer_of(network: Network) -> str:
     """Return the last layer with features over the image that the findings rest on, after its activation."""
     kind = network.config.kind
+    if kind == "effunet2d" and network.config.head == "attended":  # the head sees the decoder's features, too
+        return f"decoder.{len(network.get_submodule('decoder')) - 1}"  # type: ignore[arg-type]
     if kind in ("effunet2d", "sequence"):
         return ENCODER_LAYER
     if kind == "resnet2d":
