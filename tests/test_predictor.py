@@ -53,9 +53,13 @@ def test_every_shipped_model_has_a_true_card() -> None:
         ):
             assert card[key], key
         assert {"data", "stages"} <= set(card["training"])
-        assert all(stage["commit"] and stage["config"]["seed"] >= 0 for stage in card["training"]["stages"])
-        assert not set(card["split"]["ct_ich"]["train"]) & set(card["split"]["ct_ich"]["validation"])
-        assert not set(card["split"]["ct_ich"]["train"]) & set(card["split"]["ct_ich"]["drawn"])
+        for stage in card["training"]["stages"]:
+            assert stage["config"]["seed"] >= 0
+            assert all(session["commit"] for session in stage["sessions"])
+        for sides in card["split"].values():
+            assert not set(sides.get("train", ())) & {*sides.get("validation", ()), *sides.get("test", ())}
+        assert {"077", "078", "079"} <= set(card["split"]["ct_ich"]["validation"]), "their masks only measure"
+        assert set(card["split"]["bhsd"]) == {"test"}
         assert not any("bhsd" in d.lower() or "rsna" in d.lower() for d in card["training"]["data"])
         for row in card["metrics"]:
             assert row["n"] > 0
@@ -86,7 +90,7 @@ def test_a_broken_card_is_one_clear_error(tmp_path: Path, content: str) -> None:
 
 def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(ModelError, match=DEFAULT_MODEL):
-        load_model(DEFAULT_MODEL.replace("1", "2"))
+        load_model(DEFAULT_MODEL.replace("2d", "3d"))
     with pytest.raises(ConfigError, match="runtime 'tensorrt' is unknown"):
         open_runtime(load_model(), "tensorrt")
     with pytest.raises(ConfigError, match="threads"):

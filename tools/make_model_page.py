@@ -46,9 +46,9 @@ def main() -> None:
 def draw(model: Model, data: Path) -> None:
     """Draw the validation patients of CT-ICH: what the model does best and worst."""
     (ct_ich,) = open_datasets(data, ("ct_ich",))
-    kept, predictor, gallery = set(model.card["split"]["validation"]), Predictor(model), Gallery(outlines=True)
+    predictor, gallery = Predictor(model), Gallery(outlines=True)
     for case in ct_ich.cases:
-        if case.group in kept:
+        if case.patient in model.card["split"]["ct_ich"]["validation"]:
             score_case(predictor, ct_ich, case, ("validation",) * len(case.slices), watch=gallery.see)
     groups = {name: pictures for name, _, pictures in gallery.pictures()}
     for name, most, _ in SHOWN:
@@ -111,12 +111,11 @@ def whole(model: Model) -> Iterator[str]:
 def training(card: Mapping[str, Any]) -> Iterator[str]:
     """Yield data, split and stages."""
     yield from (f"- {line}" for line in card["training"]["data"])
-    sides = {side: len(patients) for side, patients in card["split"].items()}
     yield ""
-    yield (
-        f"Patients, never slices, were split: {sides['train']} trained on, {sides['validation']} kept for validation "
-        f"(calibration, thresholds and most scores below), {sides['test']} for test only."
-    )
+    yield "Patients, never slices, were split; validation sets calibration and thresholds and gives most scores:"
+    yield from ("", "| data set | trained on | validation | test only |", "|---|---|---|---|")
+    for dataset, sides in card["split"].items():
+        yield f"| {dataset} | {' | '.join(str(len(sides.get(side, ()))) for side in ('train', 'validation', 'test'))} |"
     yield from ("", "| stage | steps | batch | rate | seed | starts from |", "|---|---|---|---|---|---|")
     for number, stage in enumerate(card["training"]["stages"], start=1):
         config = stage["config"]

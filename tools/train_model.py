@@ -32,7 +32,7 @@ from hemolens.preprocessing.pipeline import PreprocessConfig
 from hemolens.sources.datasets.cases import DataSet
 from hemolens.sources.datasets.opening import open_datasets
 from hemolens.sources.datasets.pseudo import INDEX, PseudoFolder, read_pseudo, with_pseudo
-from hemolens.sources.splits import Split, read_split
+from hemolens.sources.splits import SIDES, Fold, Split, read_split
 from hemolens.training.config import load_preset
 from hemolens.training.loop import Progress
 from hemolens.training.provenance import commit
@@ -75,7 +75,7 @@ def main() -> None:
         "interface": to_mapping(result.network.interface),
         "preprocess": to_mapping(preprocess),
         "training": {"data": experiment["data"], "stages": stages},
-        "split": {side: list(getattr(split.fold(0), side)) for side in ("train", "validation", "test")},
+        "split": sides_told(split.fold(0)),
     }
     measure(whole, told, preprocess, split, experiment["drawn"], chosen.data)
     small = whole.with_name(f"{whole.stem}{EIGHT_BITS}.onnx")
@@ -110,6 +110,16 @@ def measure(
     write_card(onnx.with_suffix(".json"), {**identity, **told, "measured_at_commit": commit(), **measured})
     for row in measured["metrics"]:
         print(f"{row['on']:18} {row['metric']:60} {row['value']} [{row['low']}, {row['high']}] n={row['n']}")
+
+
+def sides_told(fold: Fold) -> dict[str, dict[str, list[str]]]:
+    """Return the patients of each side as a card names them: data set, side, patients."""
+    told: dict[str, dict[str, list[str]]] = {}
+    for side in SIDES:
+        for member in getattr(fold, side):
+            dataset, _, patient = member.partition("/")
+            told.setdefault(dataset, {}).setdefault(side, []).append(patient)
+    return told
 
 
 def shown(model: Model, datasets: Sequence[DataSet], split: Split) -> Iterator[NDArray[np.float32]]:
