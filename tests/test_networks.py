@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="needs hemolens[train]")
 from PIL import Image  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 
+from hemolens.config import from_mapping  # noqa: E402
 from hemolens.errors import ConfigError, HemolensError  # noqa: E402
 from hemolens.inference.registry import load_model  # noqa: E402
 from hemolens.models.effunet2d import AttendedHead, EffUNet2d, EffUNetConfig  # noqa: E402
@@ -74,7 +75,8 @@ class TestEffUNet:
         """Batch normalization is folded into biases there; the convolutions keep their names and shapes."""
         onnx = pytest.importorskip("onnx")
         carried = {w.name: tuple(w.dims) for w in onnx.load(load_model().path).graph.initializer if "weight" in w.name}
-        own = {n: tuple(w.shape) for n, w in EffUNet2d(EffUNetConfig(imagenet=False)).state_dict().items()}
+        shipped = from_mapping(EffUNetConfig, {**load_model().card["network"]["config"], "imagenet": False}, "config")
+        own = {n: tuple(w.shape) for n, w in EffUNet2d(shipped).state_dict().items()}
         named = {n: shape for n, shape in carried.items() if not n.endswith("weight_bias")}
         assert len(named) > 50
         assert all(own[n] == shape for n, shape in named.items())

@@ -242,12 +242,16 @@ def test_analyze_writes_what_mask_and_findings_say(tmp_path: Path, dicom3tools: 
     names = {f"{s.title} hemorrhage": s for s in SUBTYPES}
     to_ras = np.diag([-1.0, -1.0, 1.0])
     back = np.zeros(mask.shape, np.uint8)
-    for place, number in enumerate(seg.segment_numbers):
-        subtype = names[seg.get_segment_description(number).SegmentLabel]
-        back[stacked[..., place] > 0] = subtype.index
-        voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
-        assert stacked[..., place].sum() * voxel_ml == pytest.approx(findings["total"]["by_subtype"][subtype.name])
+    voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    labels = [seg.get_segment_description(number).SegmentLabel for number in seg.segment_numbers]
+    assert labels[-1] == "Perihematomal edema"
+    for place, label in enumerate(labels[:-1]):
+        back[stacked[..., place] > 0] = names[label].index
+        assert stacked[..., place].sum() * voxel_ml == pytest.approx(findings["total"]["by_subtype"][names[label].name])
     assert np.array_equal(back, mask)
+    swollen = np.asarray(nib.load(tmp_path / "a/edema.nii.gz").dataobj).transpose(2, 1, 0)  # type: ignore[attr-defined]
+    assert np.array_equal(stacked[..., -1], swollen)
+    assert swollen.sum() * voxel_ml == pytest.approx(findings["edema"]["volume_ml"])
     for frame in seg.PerFrameFunctionalGroupsSequence:
         uid = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         corner = image.affine @ [0, 0, uids.index(uid), 1]

@@ -187,6 +187,8 @@ def test_a_result_beside_another_networks(site: Site) -> None:
     page = site.page
     to(page, "Compare")
     page.get_by_text("Another network", exact=True).click()
+    page.get_by_role("combobox", name="Network").click()
+    page.get_by_role("option", name="run copy").click()
     page.get_by_text("Volume, run copy").wait_for()
     still(page)
     assert "1.00" in page.get_by_test_id("stMetric").first.inner_text()  # the same network finds the same
