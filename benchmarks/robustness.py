@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--split", type=Path)
     parser.add_argument("--model", default=None)
-    parser.add_argument("--only", default="", help="names of corruptions, separated by commas: prints, writes nothing")
+    parser.add_argument("--only", default="", help="names of corruptions, separated by commas; the other rows stay")
     parser.add_argument("--page", action="store_true")
     asked = parser.parse_args()
     if asked.page:
@@ -92,9 +92,13 @@ def main() -> None:
         "rows": {c.name: {"title": c.title, **compared(rows[c.name], rows["none"])} for c in (AS_PUBLISHED, *chosen)},
     }
     print(table(results))
-    if not asked.only:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        write_page()
+    if asked.only:
+        kept = json.loads(RESULTS.read_text("utf-8"))
+        if kept["sha256"] != model.sha256:
+            parser.error(f"the rows that would stay are of {kept['model']}, not of this {model.name}")
+        results["rows"] = kept["rows"] | results["rows"]
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_page()
 
 
 def rows_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
@@ -14,7 +16,7 @@ from hemolens.preprocessing.head import find_crop, gate, head_masks, skull_insid
 from hemolens.preprocessing.morphology import dilated, eroded, filled, grown, opened
 from hemolens.preprocessing.pipeline import Orientation, Prepared, PreprocessConfig, contexts, prepare, slice_step
 from hemolens.preprocessing.resample import Crop
-from hemolens.preprocessing.window import to_gray, to_hu
+from hemolens.preprocessing.window import restore_ends, to_gray, to_hu
 from hemolens.volume import DisplayWindow, SourceInfo, Volume
 from phantom import ORIENTATIONS, build_stack, voxel_centers_mm
 
@@ -159,6 +161,45 @@ def test_published_gray_values_pass_through_unchanged() -> None:
     assert np.array_equal(to_gray(to_hu(gray)), gray)
     wide = DisplayWindow(50, 300)
     assert np.array_equal(to_gray(to_hu(gray, wide), wide), gray)
+
+
+class TestNarrowWindows:
+    """Images that were cut off at a narrower window than the network's."""
+
+    def cut_off(self, width_hu: float) -> tuple[Volume, Volume]:
+        """Return a head with a bleed of 75 HU, and the same after it went through a window."""
+        stack = build_stack(np.eye(3), [5.0] * 9, (1.0, 1.0), (0.0, 0.0), np.array([-100.0, -110.0, -22.5]))
+        whole = head(stack, 220, 200, np.zeros(3), np.array([15.0, 10.0, 0.0]))
+        hu = np.where(whole.hu == 70, 75, whole.hu).astype(np.float32)
+        window = DisplayWindow(40, width_hu)
+        shown = to_hu(to_gray(hu, window), window)
+        return replace(whole, hu=hu), replace(whole, hu=shown, source=SourceInfo("images", "cut", window=window))
+
+    @pytest.mark.parametrize("width_hu", [60, 80])
+    def test_the_head_looks_as_it_does_in_the_usual_window(self, width_hu: float) -> None:
+        whole, cut = self.cut_off(width_hu)
+        one, other = prepare(whole, PreprocessConfig()), prepare(cut, PreprocessConfig())
+        assert other.crop == one.crop
+        assert np.array_equal(other.gates, one.gates)
+        bleed = np.abs(one.crops.astype(int) - to_gray(np.array([75.0]))[0]) < 3
+        assert bleed.sum() > 200
+        assert (other.crops[bleed] < 250).all(), "blood that no bone touches is not shown as bone"
+        rest = ndimage.binary_erosion(~ndimage.binary_dilation(bleed, iterations=2), iterations=1)
+        assert np.abs(other.crops[rest].astype(int) - one.crops[rest]).mean() < 2
+
+    def test_without_it_bone_and_air_would_be_gray(self) -> None:
+        """What is mended here does happen."""
+        _, cut = self.cut_off(60)
+        gray = to_gray(cut.hu)
+        assert (gray.min(), gray.max()) == (64, 191)
+        mended = restore_ends(gray, cut.hu, cut.source.window)
+        assert (mended.min(), mended.max()) == (0, 255)
+
+    @pytest.mark.parametrize("window", [None, DisplayWindow(), DisplayWindow(40, 200)])
+    def test_nothing_else_is_touched(self, window: DisplayWindow | None) -> None:
+        whole, _ = self.cut_off(60)
+        gray = to_gray(whole.hu)
+        assert np.array_equal(restore_ends(gray, whole.hu, window), gray)
 
 
 def ring(size: int = 224, gap: int = 0, thickness: float = 7.0) -> np.ndarray:

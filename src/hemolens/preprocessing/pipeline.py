@@ -12,7 +12,7 @@ from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
 from hemolens.preprocessing.head import find_crop, gate, whole_slice
 from hemolens.preprocessing.resample import Crop
-from hemolens.preprocessing.window import to_gray
+from hemolens.preprocessing.window import restore_ends, to_gray
 from hemolens.volume import Volume
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -148,7 +148,7 @@ def prepare(volume: Volume, config: PreprocessConfig) -> Prepared:
     """
     orientation = Orientation.of(volume.stack)
     turned = orientation.apply(volume.hu)
-    gray = to_gray(turned)  # type: ignore[arg-type]
+    gray = restore_ends(to_gray(turned), turned, volume.source.window)  # type: ignore[arg-type]
     crop = choose_crop(gray, _pixel_aspect(volume.stack, orientation), config)
     crops = np.stack([np.clip(np.rint(crop.extract(g)), 0, 255).astype(np.uint8) for g in gray])
     gates = np.stack([gate(image) for image in crops]) if config.gate else np.ones(crops.shape, dtype=bool)
