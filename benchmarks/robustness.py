@@ -40,7 +40,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "robustness.md"
 BEGIN, END = "<!-- robustness: begin (python benchmarks/robustness.py --page) -->", "<!-- robustness: end -->"
 AS_PUBLISHED = Corruption("none", "as published", lambda scan, rng: scan)
 SLICE_MM = 5.0
-"""Published of both data sets."""
+"""Of CT-ICH; slices of BHSD come alone."""
 DETECTION, OUTLINE, AGREEMENT, CLEAN = "slice_auc", "dice", "agreement", "false_bleeds"
 Outlines = dict[str, NDArray[np.bool_]]
 """The model's own on scans as published, by case."""

@@ -27,7 +27,7 @@ SHOWN = (
     ("best", 3, "The best outlines of drawn bleeds"),
     ("worst", 3, "The worst outlines of drawn bleeds"),
     ("false", 3, "Most outlined on slices without blood"),
-    ("missed", 3, "Bleeding slices with the lowest score (their outline is not published)"),
+    ("missed", 3, "Bleeding slices with the lowest score"),
 )
 """Group of the gallery, how many of it, and the heading."""
 
