@@ -17,9 +17,10 @@ import streamlit as st
 
 from hemolens.errors import HemolensError
 from hemolens.measurements.findings import Findings
+from hemolens.sources.study import ReadOptions
 from hemolens.web import session
 from hemolens.web.findings import log_odds, slices_told, table
-from hemolens.web.session import Study
+from hemolens.web.session import Origin, Study
 
 if TYPE_CHECKING:
     from hemolens.web.earlier import Earlier
@@ -96,7 +97,7 @@ def show(ui: Any) -> None:
     found = ranked(session.studies(st.session_state))
     if found:
         _open_scans(found, ui)
-    earlier = _earlier({(s.findings.input.path_or_uid, s.findings.created) for s, _ in found}, ui)
+    earlier = _earlier([study for study, _ in found], ui)
     if not found and not earlier:
         ui.info(
             "No scan is open. Open some on the page **Open**; they are sorted here by themselves. Earlier results are "
@@ -126,7 +127,7 @@ def _open_scans(found: list[tuple[Study, Doubt]], ui: Any) -> None:
             open_page("correct")
 
 
-def _earlier(open_ones: set[tuple[str, str]], ui: Any) -> bool:
+def _earlier(open_ones: Sequence[Study], ui: Any) -> bool:
     """List results that are not open; return whether there are any."""
     from hemolens.web.earlier import find_results, read_results
     from hemolens.web.worklist import finished
@@ -138,9 +139,12 @@ def _earlier(open_ones: set[tuple[str, str]], ui: Any) -> bool:
             sources.append(("Worklist", read_results(finished(told.pacs))))
         except HemolensError as error:
             ui.error(str(error))
+    given = [(study.origin, study.findings.input.path_or_uid, study.findings.created) for study in open_ones]
+    uids, analyses = {name for _, name, _ in given}, {(name, created) for _, name, created in given}
+    paths = {Path(name) for origin, name, _ in given if origin != "upload"}
     any_found = False
     for title, results in sources:
-        rest = [one for one in results if (one.path_or_uid, one.created) not in open_ones]
+        rest = [one for one in results if not one.is_open(uids, paths, analyses)]
         if rest:
             any_found = True
             ui.markdown(f"#### {title}")
@@ -157,23 +161,25 @@ def _results(results: Sequence[Earlier], title: str, ui: Any) -> None:
     ui.markdown(table(("Place", "Result", "Uncertainty", "Why"), rows))
     if len(results) > len(shown):
         ui.caption(f"{len(results) - len(shown)} more are surer than these.")
-    at_hand = {one.name: one for one in shown if one.scan is not None}
-    if not at_hand:
-        ui.caption("Their images are not known to this app. Drop those of the first on the page **Open**.")
+    by_name = {one.name: one for one in shown}
+    chosen = by_name[ui.selectbox("Scan to open", list(by_name), key=f"earlier-{title}")]
+    if chosen.scan is not None:
+        if ui.button("Open it for correction", icon=":material/brush:", key=f"earlier-open-{title}"):
+            analyze_there(chosen.scan, chosen.name, options=chosen.options)
         return
-    name = ui.selectbox("Scan to open", list(at_hand), key=f"earlier-{title}")
-    if ui.button("Open it for correction", icon=":material/brush:", key=f"earlier-open-{title}"):
-        analyze_there(at_hand[name].scan, name)
+    ui.info(chosen.remedy)
+    if ui.button("Go to the page Open", icon=":material/folder_open:", key=f"earlier-drop-{title}"):
+        open_page("start")
 
 
-def analyze_there(scan: Path | None, name: str, origin: Any = "path") -> None:
+def analyze_there(scan: Path, name: str, origin: Origin = "path", options: ReadOptions | None = None) -> None:
     """Analyze a scan that lies on this machine, and go where its progress is shown."""
     from hemolens.web.house import house
     from hemolens.web.jobs import Order
 
-    if scan is not None:
-        house().office.submit(session.room(st.session_state), Order(name, scan, origin=origin))
-        open_page("start")
+    order = Order(name, scan, options or ReadOptions(), origin=origin)
+    house().office.submit(session.room(st.session_state), order)
+    open_page("start")
 
 
 def open_page(path: str) -> None:
