@@ -128,7 +128,7 @@ def scored(
         labels = outlines.get(case.id, np.zeros(volume.shape, bool)).astype(np.uint8) * UNKNOWN_SUBTYPE
     scan = corruption.change(Scan.of(volume, labels, pixel_mm, SLICE_MM), rng)
     prediction = predictor.predict(scan.volume())
-    outlined = prediction.blood >= prediction.mask_threshold
+    outlined = prediction.outlined
     if corruption is AS_PUBLISHED:
         outlines[case.id] = outlined
         scan = replace(scan, labels=labels if case.dataset == "bhsd" else outlined.astype(np.uint8) * UNKNOWN_SUBTYPE)

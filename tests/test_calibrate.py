@@ -15,6 +15,7 @@ from hemolens.inference.calibrate import (
     Logistic,
     conformal_band,
     conformal_interval,
+    held_left_out,
     logit,
     sigmoid,
     study_score,
@@ -153,6 +154,14 @@ def test_the_interval_of_the_volume_keeps_its_promise() -> None:
         held.append(low <= true[18] <= high)
     assert 0.76 <= np.mean(held) <= 0.93
     assert conformal_interval([0.1] * 8, 0.2) is None
+
+
+def test_each_volume_is_held_against_the_interval_of_the_others() -> None:
+    ratios = list(np.linspace(0, 1, 19))
+    # Of 18 others, the first and the last are left out: what lies beyond them is not held.
+    assert held_left_out(ratios, 0.2) == [False, *[True] * 17, False]
+    assert held_left_out([*ratios[:-1], 0.5], 0.2)[-1], "an outlier that came into the middle is held"
+    assert all(held_left_out([0.0, 9.0], 0.2)), "too few to say anything leave nothing out"
 
 
 def test_an_interval_of_a_volume_never_turns_negative() -> None:

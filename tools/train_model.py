@@ -25,7 +25,7 @@ from hemolens import __version__
 from hemolens.config import dotted, to_mapping
 from hemolens.evaluation.card import calibrate_and_measure, uncalibrated, write_card
 from hemolens.inference.predictor import Predictor
-from hemolens.inference.registry import Model, load_model
+from hemolens.inference.registry import Model, Thresholds, load_model
 from hemolens.models.export import export_onnx
 from hemolens.models.quantize import quantize_onnx
 from hemolens.preprocessing.pipeline import PreprocessConfig
@@ -77,7 +77,8 @@ def main() -> None:
         "training": {"data": experiment["data"], "stages": stages},
         "split": sides_told(split.fold(0)),
     }
-    measure(whole, told, preprocess, split, experiment["drawn"], chosen.data)
+    thresholds = Thresholds(study=0.5, **experiment["outline"])
+    measure(whole, told, preprocess, thresholds, split, experiment["drawn"], chosen.data)
     small = whole.with_name(f"{whole.stem}{EIGHT_BITS}.onnx")
     quantize_onnx(whole, small, shown(load_model(str(whole)), open_datasets(chosen.data, RANGES), split))
     told = {
@@ -85,11 +86,17 @@ def main() -> None:
         "title": f"{told['title']}, in 8 bits",
         "network": {**told["network"], "quantized_from": whole.stem},
     }
-    measure(small, told, preprocess, split, experiment["drawn"], chosen.data)
+    measure(small, told, preprocess, thresholds, split, experiment["drawn"], chosen.data)
 
 
 def measure(
-    onnx: Path, told: dict[str, Any], preprocess: PreprocessConfig, split: Split, drawn: list[str], data: Path
+    onnx: Path,
+    told: dict[str, Any],
+    preprocess: PreprocessConfig,
+    thresholds: Thresholds,
+    split: Split,
+    drawn: list[str],
+    data: Path,
 ) -> None:
     """Calibrate a network file on the validation patients, measure it, and write its card beside it."""
     sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
@@ -98,7 +105,7 @@ def measure(
         dataset: [p.removeprefix(f"{dataset}/") for p in patients if p.startswith(f"{dataset}/")] for dataset in RANGES
     }
     measured = calibrate_and_measure(
-        uncalibrated(onnx.stem, onnx, sha256, preprocess), data, named["ct_ich"], drawn, named["phe_sich"]
+        uncalibrated(onnx.stem, onnx, sha256, preprocess, thresholds), data, named["ct_ich"], drawn, named["phe_sich"]
     )
     identity = {
         "name": onnx.stem,

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
-from hemolens.config import to_mapping
+from hemolens.config import from_mapping, to_mapping
 from hemolens.evaluation.metrics import recall_threshold, youden_threshold
 from hemolens.evaluation.scored import ScoredCase, score_case
 from hemolens.evaluation.summary import FALSE_BLEED_MM2, Measure, Summarizer
 from hemolens.evaluation.tables import Scale, fit_calibration, scan_table, slice_table
-from hemolens.inference.calibrate import UNCALIBRATED, Calibration, sigmoid
+from hemolens.inference.calibrate import (
+    UNCALIBRATED,
+    VOLUME_ERROR,
+    Calibration,
+    held_left_out,
+    sigmoid,
+    volume_log_ratio,
+)
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import Model, Thresholds
 from hemolens.labels import FINDING_NAMES, SUBTYPES
@@ -23,8 +33,9 @@ from hemolens.preprocessing.pipeline import PreprocessConfig
 from hemolens.sources.datasets.cases import DataSet
 from hemolens.sources.datasets.opening import open_datasets
 
-MASK_THRESHOLD = 0.5
-"""Not tuned: too few drawn masks are there to choose it on."""
+UNCHOSEN = Thresholds(0.5, 0.5)
+BHSD_SLICE_MM = 5.0
+"""Taken as the thickness of BHSD's loose slices, so that areas are volumes; an interval of ratios hardly feels it."""
 ADULT_YEARS = 18
 DETECTION = (
     ("slice", "roc_auc", "ROC-AUC per slice"),
@@ -33,17 +44,19 @@ DETECTION = (
 )
 
 
-def uncalibrated(name: str, path: Path, sha256: str, preprocess: PreprocessConfig) -> Model:
+def uncalibrated(
+    name: str, path: Path, sha256: str, preprocess: PreprocessConfig, thresholds: Thresholds = UNCHOSEN
+) -> Model:
     """Return a network as a model whose probabilities mean nothing yet."""
-    return Model(name, path, sha256, preprocess, UNCALIBRATED, Thresholds(MASK_THRESHOLD, 0.5), {})
+    return Model(name, path, sha256, preprocess, UNCALIBRATED, thresholds, {})
 
 
-def chosen_thresholds(calibration: Calibration, mask: float = MASK_THRESHOLD) -> Thresholds:
-    """Return the thresholds that the validation scans give: balanced (Youden), and for a sensitivity of 95 %."""
+def chosen_thresholds(calibration: Calibration, given: Thresholds) -> Thresholds:
+    """Return thresholds with those that the validation scans give: balanced (Youden), and for a sensitivity of 95 %."""
     truth = np.array(calibration.study_truth)
     probability = sigmoid(calibration.study_any.log_odds(np.array(calibration.study_scores)[:, None]))
     balanced, sensitive = youden_threshold(truth, probability), recall_threshold(truth, probability, 0.95)
-    return Thresholds(mask, round(balanced, 4), math.floor(1e4 * sensitive) / 1e4)
+    return replace(given, study=round(balanced, 4), sensitive=math.floor(1e4 * sensitive) / 1e4)
 
 
 def calibrate_and_measure(
@@ -68,15 +81,18 @@ def calibrate_and_measure(
     bhsd, ct_ich = open_datasets(data, ("bhsd", "ct_ich"))
     predictor = Predictor(model)
     patients = list(_scored(predictor, ct_ich, validation))
-    calibration = fit_calibration(patients)
-    thresholds = chosen_thresholds(calibration)
+    drawn_slices = list(_scored(predictor, bhsd))
+    ratios = _volume_log_ratios(drawn_slices)
+    calibration = replace(fit_calibration(patients), volume_log_ratios=tuple(round(r, 4) for r in ratios.values()))
+    thresholds = chosen_thresholds(calibration, model.thresholds)
     scale = Scale("card", calibration)
     drawn = [case for case in patients if case.case.patient in never_seen]
     young = [c for c in patients if c.case.age_years is not None and c.case.age_years < ADULT_YEARS]
     metrics = [
         *_ct_ich_rows(_measures(patients, scale), "ct_ich validation"),
         *(_ct_ich_rows(_measures(young, scale), f"ct_ich validation, under {ADULT_YEARS} years") if young else ()),
-        *_bhsd_rows(_measures(list(_scored(predictor, bhsd)), scale)),
+        *_bhsd_rows(_measures(drawn_slices, scale)),
+        _coverage_row(list(ratios.values())),
         *(row for row in _ct_ich_rows(_measures(drawn, scale), _named(never_seen)) if "Dice" in row["metric"]),
     ]
     if swollen:
@@ -98,7 +114,7 @@ def with_calibration(card: dict[str, Any], calibration: Calibration, told: str) 
     told
         On whom, in words; it takes the place of the remark that nothing was fitted.
     """
-    thresholds = chosen_thresholds(calibration, card["thresholds"]["mask"])
+    thresholds = chosen_thresholds(calibration, from_mapping(Thresholds, card["thresholds"], "thresholds"))
     limits = [limit for limit in card.get("limits", []) if "not calibrated" not in limit]
     return {
         **card,
@@ -116,6 +132,32 @@ def _scored(predictor: Predictor, dataset: DataSet, patients: Collection[str] | 
 
 def _measures(cases: Sequence[ScoredCase], scale: Scale) -> list[Measure]:
     return Summarizer(slice_table(cases, scale), scan_table(cases, scale), {-1: ()}).measures()
+
+
+def _volume_log_ratios(cases: Sequence[ScoredCase]) -> dict[str, float]:
+    """Return how many times too small the volume of each patient's drawn slices is outlined, as a logarithm."""
+    volumes: dict[str, NDArray[np.float64]] = {}
+    for case in cases:
+        ml = (case.overlap * case.grid.pixel_mm2[:, None]).sum(axis=0) * BHSD_SLICE_MM / 1000
+        volumes[case.case.patient] = volumes.get(case.case.patient, 0) + ml
+    return {patient: volume_log_ratio(float(ml[2]), float(ml[1])) for patient, ml in volumes.items()}
+
+
+def _coverage_row(ratios: Sequence[float]) -> dict[str, Any]:
+    """Return how often the interval of the volume holds the truth of a patient who had no part in it."""
+    inside = held_left_out(ratios, VOLUME_ERROR)
+    found = stats.binomtest(sum(inside), len(inside)).proportion_ci(method="wilson")
+    return {
+        "on": "bhsd",
+        "metric": f"volume inside its interval (goal {1 - VOLUME_ERROR:g}), patient left out",
+        "value": round(sum(inside) / len(inside), 4),
+        "low": round(found.low, 4),
+        "high": round(found.high, 4),
+        "n": len(inside),
+        "unit": "patients",
+        "patients": len(inside),
+        "undefined_draws": 0,
+    }
 
 
 def _ct_ich_rows(measures: Sequence[Measure], name: str) -> Iterator[dict[str, Any]]:

@@ -298,7 +298,7 @@ def _made(fold: Fold, *, many: bool) -> Iterator[dict[str, Any]]:
         ("Model file (SHA-256)", model.sha256, True),
         ("Sides", f"{source}" + (f" ({counts} members; unit: {sides.unit})" if counts else ""), False),
         ("Probabilities", PROBABILITIES[fold.scale.source], False),
-        ("Outline", f"where the probability of blood is {model.thresholds.mask:g} or more", False),
+        ("Outline", f"Blood is outlined {model.thresholds.mask_told}", False),
     )
     for name, value, mono in rows:
         yield {"name": name, "value": value, "mono": mono}

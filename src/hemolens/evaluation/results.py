@@ -108,6 +108,7 @@ def _model(fold: Fold) -> dict[str, Any]:
         "title": str(model.card.get("title", "")),
         "sha256": model.sha256,
         "mask_threshold": model.thresholds.mask,
+        "mask_seed": model.thresholds.seed,
         "probabilities": fold.scale.source,
         "split": {
             "source": sides.source,

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.evaluation.metrics import LesionCounts, hausdorff95_loss, match_lesions
+from hemolens.inference.outline import outline_blood
 from hemolens.inference.predictor import Predictor, Scores
+from hemolens.inference.registry import Thresholds
 from hemolens.labels import FINDING_NAMES, SUBTYPES
 from hemolens.measurements.edema import EDEMA_THRESHOLD, around
 from hemolens.measurements.lesions import smallest_size
@@ -176,10 +178,10 @@ def score_case(
     """
     volume, prepared = read_case(predictor, dataset, case) if ready is None else ready
     scores = predictor.run(prepared)
-    threshold = predictor.model.thresholds.mask
+    thresholds = predictor.model.thresholds
     states = [r.mask_state if side else "unknown" for r, side in zip(case.slices, sides, strict=True)]
     labels = dataset.labels(case) if "drawn" in states or scores.edema is not None else None
-    outlines = _Outlines(prepared, scores, threshold)
+    outlines = _Outlines(prepared, scores, thresholds)
     comparison = _Comparison(volume, Grid.of(volume, case.dataset))
     evidence = prepared.restore_slices(scores.evidence(prepared, predictor.model.preprocess.context_mm))
     shown = []
@@ -208,7 +210,7 @@ def score_case(
         comparison.grid,
         comparison.scan() if whole and len(volume) > 1 else None,
         comparison.lesions() if whole else None,
-        _edema(prepared, scores, threshold, labels, sides),
+        _edema(prepared, scores, thresholds, labels, sides),
     )
 
 
@@ -220,8 +222,8 @@ def is_blood(labels: NDArray[np.uint8]) -> Mask:
 class _Outlines:
     """Brings outlines onto the source grid, one slice at a time and only where there is one."""
 
-    def __init__(self, prepared: Prepared, scores: Scores, threshold: float) -> None:
-        self._prepared, self._scores, self._threshold = prepared, scores, threshold
+    def __init__(self, prepared: Prepared, scores: Scores, thresholds: Thresholds) -> None:
+        self._prepared, self._scores, self._thresholds = prepared, scores, thresholds
         self._order = prepared.restore_slices(np.arange(len(prepared.crops), dtype=np.float32)).astype(int)
         self._blood: dict[int, Mask | None] = {}
 
@@ -236,9 +238,9 @@ class _Outlines:
             return None
         plane = self._scores.blood[self._order[index]]
         # Samples on the source grid are weighted means of the crop's: none exceeds the largest.
-        if plane.max() < self._threshold:
+        if plane.max() < max(self._thresholds.mask, self._thresholds.seed or 0):
             return None
-        found = self._prepared.restore(plane[None])[0] >= self._threshold
+        found = outline_blood(self._prepared.restore(plane[None]), self._thresholds.mask, self._thresholds.seed)[0]
         return found if found.any() else None
 
     def subtypes(self, index: int) -> NDArray[np.int64] | None:
@@ -319,7 +321,11 @@ class _Comparison:
 
 
 def _edema(
-    prepared: Prepared, scores: Scores, threshold: float, labels: NDArray[np.uint8] | None, sides: Sequence[str]
+    prepared: Prepared,
+    scores: Scores,
+    thresholds: Thresholds,
+    labels: NDArray[np.uint8] | None,
+    sides: Sequence[str],
 ) -> Array:
     """Compare edema with the drawn one.
 
@@ -328,8 +334,9 @@ def _edema(
     overlap = np.full((len(sides), 3), np.nan)
     if scores.edema is None or scores.blood is None or labels is None or not (labels == EDEMA).any():
         return overlap
-    swollen, blood = prepared.restore(scores.edema), prepared.restore(scores.blood)
-    found, true = around(swollen >= EDEMA_THRESHOLD, blood >= threshold), labels == EDEMA
+    swollen = prepared.restore(scores.edema)
+    blood = outline_blood(prepared.restore(scores.blood), thresholds.mask, thresholds.seed)
+    found, true = around(swollen >= EDEMA_THRESHOLD, blood), labels == EDEMA
     for k, side in enumerate(sides):
         known = labels[k] != UNKNOWN
         if side and known.any():

@@ -237,6 +237,15 @@ def conformal_interval(residuals: Sequence[float], error: float) -> tuple[float,
     return float(ordered[each - 1]), float(ordered[len(ordered) - each])
 
 
+def held_left_out(residuals: Sequence[float], error: float) -> list[bool]:
+    """Return whether the `conformal_interval` of all others holds each residual; where they give none, it does."""
+    held = []
+    for k, residual in enumerate(residuals):
+        interval = conformal_interval([*residuals[:k], *residuals[k + 1 :]], error)
+        held.append(interval is None or interval[0] <= residual <= interval[1])
+    return held
+
+
 def sigmoid(x: ArrayLike) -> Array:
     """Return 1 / (1 + exp(-x)) without overflow."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * np.asarray(x, float))))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hemolens.inference.outline import outline_blood
 from hemolens.labels import FINDING_NAMES
 
 
@@ -39,7 +41,9 @@ class Prediction:
         Lower and upper probability of any hemorrhage in the scan (Venn-Abers),
         or None where the card has no calibration set.
     mask_threshold
-        `blood` at or above this is outlined.
+        `blood` at or above this is outlined ...
+    mask_seed
+        ... where, within its slice, it is connected to blood at or above this; None: everywhere.
     study_threshold
         The scan is called positive at or above this probability of "any".
     model
@@ -67,6 +71,7 @@ class Prediction:
     study_band: tuple[float, float] | None = None
     sensitive_threshold: float | None = None
     volume_log_ratio: tuple[float, float] | None = None
+    mask_seed: float | None = None
 
     def __post_init__(self) -> None:
         n = len(self.blood)
@@ -78,6 +83,11 @@ class Prediction:
             len(FINDING_NAMES),
         ):
             raise ValueError("slice or study probabilities do not have one column per finding")
+
+    @cached_property
+    def outlined(self) -> NDArray[np.bool_]:
+        """Where blood is outlined, shape of `blood` (`hemolens.inference.outline`)."""
+        return outline_blood(self.blood, self.mask_threshold, self.mask_seed)
 
     @property
     def positive(self) -> bool:

@@ -203,6 +203,7 @@ class Predictor:
             study_band=self.model.calibration.band(),
             sensitive_threshold=self.model.thresholds.sensitive,
             volume_log_ratio=self.model.calibration.volume_log_ratio(),
+            mask_seed=self.model.thresholds.seed,
         )
 
 

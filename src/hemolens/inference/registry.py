@@ -49,11 +49,19 @@ class Thresholds:
     """Chosen on validation patients; see the card for how."""
 
     mask: float
-    """A voxel at or above this is outlined."""
+    """A voxel at or above this is outlined ..."""
     study: float
     """A scan at or above this probability of any hemorrhage is called positive: balanced, by Youden's index."""
     sensitive: float | None = None
     """The probability that 95 % of the bleeding validation scans reach; None where nobody chose it."""
+    seed: float | None = None
+    """... where, within its slice, it is connected to a voxel at or above this; None: everywhere."""
+
+    @property
+    def mask_told(self) -> str:
+        """Say in words where blood is outlined."""
+        told = f"where its probability is {self.mask:g} or more"
+        return told if self.seed is None else f"{told}, connected in its slice to {self.seed:g} or more"
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,7 @@ def _total(volume: Volume, prediction: Prediction, label_map: LabelMap) -> Total
 
     by_subtype = {s.name: size(label_map.labels == s.index) for s in SUBTYPES}
     total = sum(by_subtype[name] for name in SUBTYPE_NAMES)
-    left_out = size((prediction.blood >= prediction.mask_threshold) & (label_map.labels == 0))
+    left_out = size(prediction.outlined & (label_map.labels == 0))
     if scale.in_ml:
         ratio = prediction.volume_log_ratio
         interval = volume_interval(total, ratio) if ratio is not None and total > 0 else None

@@ -65,7 +65,7 @@ class Lesion:
 def find_lesions(volume: Volume, prediction: Prediction) -> tuple[LabelMap, tuple[Lesion, ...]]:
     """Outline and measure every lesion.
 
-    Blood is where the probability reaches `Prediction.mask_threshold`. Connected regions smaller than `MIN_LESION_ML`
+    Blood is `Prediction.outlined`. Connected regions smaller than `MIN_LESION_ML`
     are left out (`Findings` says how much that was); the others are of one subtype each or split, see
     `regions.settle_subtypes`.
 
@@ -75,9 +75,8 @@ def find_lesions(volume: Volume, prediction: Prediction) -> tuple[LabelMap, tupl
         The label map, and the lesions with the largest first.
     """
     scale = Scale.of(volume)
-    blood = prediction.blood >= prediction.mask_threshold
     voted = np.where(prediction.subtype > 0, prediction.subtype, NO_VOTE).astype(np.uint8)
-    patches = find_patches(np.where(blood, voted, 0).astype(np.uint8), volume.stack, scale)
+    patches = find_patches(np.where(prediction.outlined, voted, 0).astype(np.uint8), volume.stack, scale)
     subtypes = _subtypes(volume, prediction, patches, scale)
     label_map = LabelMap(patches.paint(subtypes).astype(np.uint8), volume)
     return label_map, measure_lesions(label_map, prediction)

@@ -83,7 +83,7 @@ def show(ui: Any) -> None:
         ui.markdown("#### What it was trained on\n" + "\n".join(f"- {line}" for line in data))
     facts = [
         ("Study threshold", f"{model.thresholds.study:.4f}"),
-        ("Mask threshold", f"{model.thresholds.mask:.4f}"),
+        ("Blood is outlined", model.thresholds.mask_told),
         ("License", str(card.get("license", "–"))),
         ("Made", str(card.get("created", "–"))),
         ("SHA-256", model.sha256),
