@@ -14,11 +14,12 @@ from typing import Any
 
 from PIL import Image
 
+from hemolens.config import from_mapping
 from hemolens.evaluation.drawing import panels
 from hemolens.evaluation.gallery import Gallery, Picture
 from hemolens.evaluation.scored import score_case
 from hemolens.inference.predictor import Predictor
-from hemolens.inference.registry import Model, list_models
+from hemolens.inference.registry import Model, Thresholds, list_models
 from hemolens.sources.datasets.opening import open_datasets
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "model-card.md"
@@ -136,12 +137,14 @@ def chosen(card: Mapping[str, Any]) -> Iterator[str]:
     """Yield thresholds and what they rest on."""
     thresholds, calibration = card["thresholds"], card["calibration"]
     truth = calibration["study_truth"]
+    yield f"Blood is outlined {from_mapping(Thresholds, thresholds, 'thresholds').mask_told}. A scan is called positive"
     yield (
-        f"A voxel is outlined from {thresholds['mask']:g} on, and a scan called positive from {thresholds['study']:g} "
-        f"(balanced, by Youden's index); 95 % of the bleeding validation scans reach {thresholds['sensitive']:g}."
+        f"from {thresholds['study']:g} on (balanced, by Youden's index); 95 % of the bleeding validation scans reach "
+        f"{thresholds['sensitive']:g}. Probabilities, these two thresholds"
     )
     yield (
-        f"Probabilities, thresholds and the band of doubt rest on {len(truth)} scans, {sum(truth)} of them bleeding."
+        f"and the band of doubt rest on {len(truth)} scans, {sum(truth)} of them bleeding; the interval of the volume on "
+        f"{len(calibration['volume_log_ratios'])} BHSD patients."
     )
 
 
