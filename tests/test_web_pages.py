@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from hemolens.web.corrections_page import apply_event, draft_of, start_over
 from hemolens.web.house import WebSettings
 from hemolens.web.session import Study
 from hemolens.web.viewer import ViewerEvent
-from web_cases import dicom_volume, head, study_of
+from web_cases import dicom_volume, head, study_of, worklist_service, write_evaluation, write_run
 
 
 @pytest.fixture(scope="module")
@@ -191,19 +189,6 @@ def test_without_torch_it_says_how_to_get_it(study: Study, told: Any, monkeypatc
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def write_run(folder: Path, *, rows: int = 4, steps: int = 40, finished: bool = False, torn: bool = False) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(f'steps = {steps}\nepochs = 0\n[network]\nkind = "unet2d"\n')
-    lines = [
-        {"step": 5 * n, "epoch": n / 4, "seconds": 30.0 * n, "loss": 1 / n, "val_loss": 2 / n, "val_dice": n / 9}
-        for n in range(1, rows + 1)
-    ]
-    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + ('\n{"step": 99, "lo' if torn else "\n"))
-    if finished:
-        (folder / "model.json").write_text("{}")
-    return folder
-
-
 def test_runs_are_read_from_their_folders(tmp_path: Path) -> None:
     write_run(tmp_path / "done", finished=True)
     write_run(tmp_path / "deep/er/mine", torn=True)
@@ -223,22 +208,6 @@ def test_runs_are_read_from_their_folders(tmp_path: Path) -> None:
     points = training.curve(running.rows, ("loss", "val_dice", "rate"))
     assert points["loss"] == {5: 1.0, 10: 0.5, 15: pytest.approx(1 / 3), 20: 0.25}
     assert set(points) == {"loss", "dice, validation"}
-
-
-def write_evaluation(folder: Path) -> None:
-    (folder / "panels").mkdir(parents=True)
-    (folder / "metrics.json").write_text("{}")
-    head = "dataset,side,fold,task,level,metric,finding,value,low,high,n"
-    lines = [
-        "ct_ich,test,all,seg,voxel,dice_score,any,0.71234,0.6,0.8,13",
-        "ct_ich,test,0,seg,voxel,dice_score,any,0.1,,,13",
-        "ct_ich,test,all,cls,slice,auc_score,any,,,,13",
-        "ct_ich,test,all,cls,slice,brier_loss,any,0.1,,,13",
-    ]
-    (folder / "metrics.csv").write_text("\n".join([head, *lines]) + "\n")
-    from PIL import Image
-
-    Image.new("L", (8, 8)).save(folder / "panels/ct_ich-test-best-1.png")
 
 
 def test_the_main_scores_of_an_evaluation_are_shown(tmp_path: Path) -> None:
@@ -313,36 +282,10 @@ def test_the_ranking_opens_a_scan_on_its_least_certain_slice(
 # --- worklist --------------------------------------------------------------------------------------------------------
 
 
-ENTRIES = [
-    {"urgency": "positive", "study_uid": "1.2.3.44444444444", "waiting_s": 240.0,
-     "job": {"id": "a", "probability": 0.97, "volume_ml": 28.44, "error": "", "partial": False}},
-    {"urgency": "no_answer", "study_uid": "1.2.5", "waiting_s": 8000.0,
-     "job": {"id": "b", "probability": None, "volume_ml": None, "error": "no head CT", "partial": None}},
-]  # fmt: skip
-
-
 @pytest.fixture
 def service() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    seen: list[dict[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append({"path": self.path, **dict(self.headers)})
-            allowed = self.headers.get("Authorization") == "Bearer se/cret"
-            body = json.dumps({"entries": ENTRIES}).encode() if allowed else b"{}"
-            self.send_response(200 if allowed else 401)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *words: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}", seen
-    server.shutdown()
-    server.server_close()
+    with worklist_service() as running:
+        yield running
 
 
 def test_the_worklist_is_read_from_the_api(service: tuple[str, list[dict[str, str]]]) -> None:

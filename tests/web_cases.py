@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +69,69 @@ def scored(study: Study, chance: float, threshold: float = 0.5, interval: tuple[
         decision="positive" if chance >= threshold else "negative",
     )
     return Study(study.name, replace(study.result, findings=replace(findings, study=score)))
+
+
+ENTRIES = [
+    {"urgency": "positive", "study_uid": "1.2.3.44444444444", "waiting_s": 240.0,
+     "job": {"id": "a", "probability": 0.97, "volume_ml": 28.44, "error": "", "partial": False}},
+    {"urgency": "no_answer", "study_uid": "1.2.5", "waiting_s": 8000.0,
+     "job": {"id": "b", "probability": None, "volume_ml": None, "error": "no head CT", "partial": None}},
+]  # fmt: skip
+
+
+@contextmanager
+def worklist_service() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Answer as the API of a PACS service does; its token is ``se/cret``. Gives its address and what it was asked."""
+    seen: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append({"path": self.path, **dict(self.headers)})
+            allowed = self.headers.get("Authorization") == "Bearer se/cret"
+            body = json.dumps({"entries": ENTRIES}).encode() if allowed else b"{}"
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def write_run(folder: Path, *, rows: int = 4, steps: int = 40, finished: bool = False, torn: bool = False) -> Path:
+    """A run of training, as its folder stands after some steps."""
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(f'steps = {steps}\nepochs = 0\n[network]\nkind = "unet2d"\n')
+    lines = [
+        {"step": 5 * n, "epoch": n / 4, "seconds": 30.0 * n, "loss": 1 / n, "val_loss": 2 / n, "val_dice": n / 9}
+        for n in range(1, rows + 1)
+    ]
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + ('\n{"step": 99, "lo' if torn else "\n"))
+    if finished:
+        (folder / "model.json").write_text("{}")
+    return folder
+
+
+def write_evaluation(folder: Path) -> None:
+    """An evaluation: its scores and one panel."""
+    (folder / "panels").mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    head = "dataset,side,fold,task,level,metric,finding,value,low,high,n"
+    lines = [
+        "ct_ich,test,all,seg,voxel,dice_score,any,0.71234,0.6,0.8,13",
+        "ct_ich,test,0,seg,voxel,dice_score,any,0.1,,,13",
+        "ct_ich,test,all,cls,slice,auc_score,any,,,,13",
+        "ct_ich,test,all,cls,slice,brier_loss,any,0.1,,,13",
+    ]
+    (folder / "metrics.csv").write_text("\n".join([head, *lines]) + "\n")
+    from PIL import Image
+
+    Image.new("L", (8, 8)).save(folder / "panels/ct_ich-test-best-1.png")

@@ -31,6 +31,8 @@ Choose a tool in the bar above the scan:
 - **Add** paints blood of the kind chosen beside it; **Erase** takes it away.
 - **Click**, then press on a lesion: the whole of it, in all slices, becomes that kind, or goes with “Nothing: remove
   it”. Press on blood that nobody outlined: it is outlined.
+- Without a mouse: **Enter** on the picture shows a cursor that the arrow keys move; **Enter** again puts the brush down
+  and lifts it, or presses.
 """
 TRAINING = "training"
 """Folder for training under that of `hemolens web --keep`."""
@@ -99,7 +101,11 @@ def show(study: Study, ui: Any) -> None:
     left, right = split(ui)
     with left:
         event = show_viewer(
-            study, [label_overlay(study.labels, "corrected", "Outlines", editable=True)], key="correct", tools=True
+            study,
+            [label_overlay(study.labels, "corrected", "Outlines", editable=True)],
+            key="correct",
+            tools=True,
+            said=_said(study),
         )
     if event is not None:
         _do(study, event)
@@ -107,6 +113,14 @@ def show(study: Study, ui: Any) -> None:
         _history(study)
         _go_on(study)
         _save(study)
+
+
+def _said(study: Study) -> str:
+    """Return what a screen reader says when it changes: what was refused, or the last change."""
+    if REFUSED in study.extras:
+        return str(study.extras[REFUSED])
+    done = draft_of(study).done
+    return f"Change {len(done)}: {done[-1].told()}." if done else "No change."
 
 
 def _do(study: Study, event: ViewerEvent) -> None:
@@ -194,7 +208,7 @@ def _taken_over(study: Study, read: Callable[[], tuple[NDArray[np.uint8], str]])
 
 
 def _save(study: Study) -> None:
-    st.markdown("#### Save")
+    st.markdown("### Save")
     author = st.text_input("Your name or initials", key=AUTHOR, max_chars=64, placeholder="Ada Reader")
     seen = st.checkbox("I have looked at every slice", key=f"seen-{study.id}")
     checked = st.checkbox(

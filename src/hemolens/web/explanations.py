@@ -72,7 +72,7 @@ def show(study: Study, ui: Any) -> None:
         "A map shows where in the image the network's answer rests. It is a clue to mistakes, such as evidence outside "
         "the brain, and no outline of blood."
     )
-    bar = ui.columns([3, 2, 3], vertical_alignment="bottom")
+    bar = ui.container(key="hemolens_split_bar").columns([3, 2, 3], vertical_alignment="bottom")
     method = bar[0].selectbox("Method", list(METHODS), format_func=lambda name: METHODS[name], key="explain-method")
     finding = bar[1].selectbox("Finding", FINDING_NAMES, key="explain-finding")
     slices = bar[2].multiselect(

@@ -205,7 +205,7 @@ def show(study: Study, ui: Any) -> None:
     if study.corrected:
         ui.info("Lesions and volumes are those of your corrected outlines; probabilities are the network's.")
     _lesions(study, lesion_rows(study, findings, estimates), ui)
-    ui.markdown("#### Volume by subtype")
+    ui.markdown("### Volume by subtype")
     rows = [
         (row.title, f"{row.probability:.2f}", str(row.lesions or "–"), row.amount, row.estimate)
         for row in subtype_rows(findings, estimates)
@@ -227,7 +227,7 @@ def _gauge(findings: Findings, ui: Any) -> None:
 
 
 def _lesions(study: Study, rows: list[LesionRow], ui: Any) -> None:
-    ui.markdown("#### Lesions")
+    ui.markdown("### Lesions")
     if not rows:
         ui.caption("No lesion is outlined. If you see one, outline it on the page **Correct**.")
         return
@@ -256,7 +256,7 @@ def _notes(findings: Findings, ui: Any) -> None:
     lines = note_lines(findings)
     grave = [text for severity, text in lines if severity is not Severity.INFO]
     minor = [text for severity, text in lines if severity is Severity.INFO]
-    ui.markdown("#### Quality of the scan")
+    ui.markdown("### Quality of the scan")
     if not lines:
         ui.caption("Nothing stands in the way of this result.")
     for text in grave:

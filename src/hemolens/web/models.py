@@ -72,15 +72,15 @@ def show(ui: Any) -> None:
     ui.markdown(str(card.get("intended_use", NOTICE)))
     limits = lines(card.get("limits"))
     if limits:
-        ui.markdown("#### What it cannot do\n" + "\n".join(f"- {line}" for line in limits))
+        ui.markdown("### What it cannot do\n" + "\n".join(f"- {line}" for line in limits))
     rows = metric_rows(card)
     if rows:
-        ui.markdown("#### How well it does")
+        ui.markdown("### How well it does")
         ui.markdown(table(("On", "Metric", "Value (95 % interval)", "Of"), rows))
     training = card.get("training")
     data = lines(training.get("data")) if isinstance(training, Mapping) else []
     if data:
-        ui.markdown("#### What it was trained on\n" + "\n".join(f"- {line}" for line in data))
+        ui.markdown("### What it was trained on\n" + "\n".join(f"- {line}" for line in data))
     facts = [
         ("Study threshold", f"{model.thresholds.study:.4f}"),
         ("Blood is outlined", model.thresholds.mask_told),

@@ -51,7 +51,7 @@ PAGE_HEADERS: Mapping[bytes, bytes] = {
 }
 THEME: Mapping[str, Any] = {
     "theme.base": "dark",
-    "theme.primaryColor": "#e5534b",
+    "theme.primaryColor": "#d1403a",
     "theme.backgroundColor": "#0e1116",
     "theme.secondaryBackgroundColor": "#181d25",
     "theme.textColor": "#e8eaed",

@@ -23,8 +23,21 @@ STYLE = """
   flex-wrap: wrap;
   > [data-testid="stColumn"] { min-width: min(100%, 300px); }
 }
+[data-testid="stMarkdownContainer"] h3 { font-size: 1.3rem; padding: .6rem 0 .3rem; }
+[data-testid="stMarkdownContainer"] :is(th, td) { padding: .35rem .4rem; font-size: .9rem; }
+[class*="st-key-hemolens_split"] [data-testid="stMarkdownContainer"] :is(th, td) {
+  padding: .35rem .25rem; font-size: .8rem;
+}
+[data-testid="stMarkdownContainer"]:has(> table) { overflow-x: auto; }
+[data-variant="segmented_control"][aria-checked="true"] p { color: #ff9d96 !important; }
+:is(a, button, summary, [tabindex="0"], [role="tab"]):focus-visible, label:has(input:focus-visible) {
+  outline: 3px solid #6cb6ff !important; outline-offset: 1px;
+}
 """
-"""Room for pictures: Streamlit leaves wide margins, and on a tablet the findings belong below the picture."""
+"""Room for pictures: Streamlit leaves wide margins, and on a tablet the findings belong below the picture.
+
+What has the focus shows it as the viewer's own buttons do.
+"""
 NO_STUDY = "No scan is open. Open one first: drop files on the start page, or look at the demo."
 
 

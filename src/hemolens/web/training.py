@@ -177,7 +177,7 @@ def _watched(folder: Path) -> None:
         _run(next(r for r in runs if r.name == chosen))
     evaluations = find_evaluations(folder)
     if evaluations:
-        st.markdown("#### Evaluations")
+        st.markdown("### Evaluations")
         name = st.selectbox("Evaluation to look at", [e.name for e in evaluations], key="training-evaluation")
         _evaluation(next(e for e in evaluations if e.name == name))
     st.caption(f"Read again every {REFRESH_S:.0f} seconds.")

@@ -116,7 +116,7 @@ def _open_scans(found: list[tuple[Study, Doubt]], ui: Any) -> None:
         )
         for place, (study, told) in enumerate(found, start=1)
     ]
-    ui.markdown("#### Open scans")
+    ui.markdown("### Open scans")
     ui.markdown(table(("Place", "Scan", "Uncertainty", "Why", "Corrected"), rows))
     for place, (study, told) in enumerate(found, start=1):
         name = f"{place}. {study.name}"
@@ -147,7 +147,7 @@ def _earlier(open_ones: Sequence[Study], ui: Any) -> bool:
         rest = [one for one in results if not one.is_open(uids, paths, analyses)]
         if rest:
             any_found = True
-            ui.markdown(f"#### {title}")
+            ui.markdown(f"### {title}")
             _results(rest, title, ui)
     return any_found
 

@@ -48,7 +48,7 @@ def show(study: Study, ui: Any) -> None:
 
 def split(ui: Any, *shares: int) -> Any:
     """Return two columns that stand below each other where the page is narrow."""
-    return ui.container(key="hemolens_split").columns(shares or (7, 4))
+    return ui.container(key="hemolens_split").columns(shares or (8, 5))
 
 
 def overlays(study: Study) -> list[Overlay]:

@@ -35,6 +35,7 @@ def show(
     key: str,
     tools: bool = False,
     tell_slice: bool = False,
+    said: str = "",
     height: int = 640,
 ) -> ViewerEvent | None:
     """Draw the axial viewer and return what the user did since the last run, or None.
@@ -52,6 +53,8 @@ def show(
         handling one, and the next is returned.
     tell_slice
         Also return an event when scrolling has come to rest, for pages that need to know the slice.
+    said
+        What was done last: a screen reader says it when it changes.
     height
         Of the picture in CSS pixels; on a narrow page it is less.
 
@@ -73,6 +76,7 @@ def show(
         "goTo": session.requested_slice(st.session_state, study),
         "tools": tools,
         "tellSlice": tell_slice,
+        "said": said,
         "pictureHeight": height,
         "handled": dict(handled),
         "threshold": study.prediction.study_threshold,

@@ -11,9 +11,10 @@ const HINTS = {
 const KEYS = [
   ["↑ ↓ or ← →", "one slice back or on (picture focused)"], ["Page Up, Page Down, Home, End", "five slices; first; last"],
   ["1 2 3 4", "window: brain, subdural, bone, stroke"], ["n, p", "next, previous lesion"], ["o", "outline, filling, both, none"],
+  ["Enter", "a cursor for the arrow keys: HU under it are read aloud; Shift: ten pixels; Page Up, Page Down: slices; Escape ends it"],
   ["[ ]", "less, more opaque"], ["h", "hide and show what is drawn over the scan"], ["+ − r", "larger, smaller, whole picture"],
 ];
-const TOOL_KEYS = [["w b e c", "tools: window, add, erase, click"], [", .", "smaller, larger brush"], ["Ctrl+Z, Ctrl+Y", "undo, redo"]];
+const TOOL_KEYS = [["w b e c", "tools: window, add, erase, click"], ["Enter, again Enter", "cursor; then: brush or eraser down and up, or press there"], [", .", "smaller, larger brush"], ["Ctrl+Z, Ctrl+Y", "undo, redo"]];
 const MOUSE = [
   ["wheel", "slices"], ["Ctrl + wheel, pinch", "zoom"], ["drag", "window (left–right: width, up–down: level)"],
   ["right drag", "window, whatever the tool"], ["Shift + drag", "move the picture"], ["double click", "whole picture"],
@@ -65,11 +66,12 @@ export function buildPage(root, data, viewer) {
 
   // Picture
   const canvas = make("canvas", { tabIndex: 0, role: "application", "aria-roledescription": "CT slice viewer" });
-  canvas.setAttribute("aria-describedby", "hl-help");
+  canvas.setAttribute("aria-describedby", "hl-hint");
+  const heard = make("span", { id: "hl-hint", className: "hidden", textContent: "Arrow keys change the slice; Enter shows a cursor. All keys are listed below the picture." });
   const corners = Object.fromEntries(["tl", "tr", "bl", "br"].map((c) => [c, make("div", { className: `corner ${c}`, "aria-hidden": "true" })]));
   const letters = ["l", "r", "t", "b"].map((c) => make("div", { className: `letter ${c}`, "aria-hidden": "true" }));
   const waiting = make("div", { className: "waiting", textContent: "Loading slices …", hidden: true });
-  const stage = make("div", { className: "stage" }, canvas, ...Object.values(corners), ...letters, waiting);
+  const stage = make("div", { className: "stage" }, canvas, heard, ...Object.values(corners), ...letters, waiting);
 
   // Slices
   const strip = make("canvas", { className: "strip", title: "Probability of hemorrhage in each slice: click to go there" });
@@ -82,7 +84,7 @@ export function buildPage(root, data, viewer) {
 
   const layers = make("div", { className: "bar", role: "group", "aria-label": "What is drawn over the scan" });
   const list = (rows) => make("dl", {}, ...rows.flatMap(([a, b]) => [make("dt", { textContent: a }), make("dd", { textContent: b })]));
-  const help = make("details", { id: "hl-help" }, make("summary", { textContent: "Keys and mouse" }), list([...MOUSE, ...KEYS, ...(data.tools ? TOOL_KEYS : [])]));
+  const help = make("details", {}, make("summary", { textContent: "Keys and mouse" }), list([...MOUSE, ...KEYS, ...(data.tools ? TOOL_KEYS : [])]));
   const live = make("div", { className: "hidden", role: "status", "aria-live": "polite" });
   root.append(make("div", { className: "hl" },
     make("div", { className: "bar", role: "toolbar", "aria-label": "Window" }, group("Presets", ...presets), custom),
@@ -112,9 +114,14 @@ export function buildPage(root, data, viewer) {
     },
 
     announce(viewer) {
-      clearTimeout(spoken);
       slider.value = viewer.k + 1;
-      spoken = setTimeout(() => { live.textContent = describe(viewer); }, 250);
+      page.say(describe(viewer));
+    },
+
+    /** Let a screen reader say it, once the keys rest. */
+    say(text) {
+      clearTimeout(spoken);
+      spoken = setTimeout(() => { live.textContent = text; }, 250);
     },
 
     paint(viewer, stored) {

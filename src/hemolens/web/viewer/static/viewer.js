@@ -1,6 +1,7 @@
 // The axial viewer: draws, listens, and tells the server what was done with the tools. Scrolling never leaves the browser.
 
 import { calm } from "./calm.js";
+import { Cursor } from "./cursor.js";
 import { scanOf } from "./scan.js";
 import { Layer } from "./layer.js";
 import { buildPage } from "./page.js";
@@ -35,6 +36,7 @@ class Viewer {
     this.brushMm = 4;
     this.goTo = 0;
     this.pointers = new Map();
+    this.cursor = new Cursor(this);
     this.drawn = 0;
     this.page = buildPage(component.parentElement.querySelector(".root") || component.parentElement, component.data, this);
     this.listen();
@@ -65,6 +67,8 @@ class Viewer {
       this.show(data.goTo[0]);
       this.page.stage.scrollIntoView({ block: "nearest" });
     }
+    if (!other && data.said && data.said !== this.said) this.page.say(data.said);
+    this.said = data.said;
     this.page.update(data, this);
     this.resize();
   }
@@ -85,6 +89,7 @@ class Viewer {
     this.pixels = new Uint32Array(this.image.data.buffer);
     this.painted = null;
     this.lut = null;
+    this.cursor.at = null;
     this.scan.want(this.k);
   }
 
@@ -150,6 +155,7 @@ class Viewer {
 
   setTool(tool) {
     if (tool !== "window" && !this.data.tools) return;
+    this.cursor.lift();
     this.tool = tool;
     this.draw();
   }
@@ -209,6 +215,7 @@ class Viewer {
     canvas.addEventListener("pointermove", (e) => this.move(e));
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (e) => this.up(e));
     canvas.addEventListener("pointerleave", () => { this.hover = null; this.draw(); });
+    canvas.addEventListener("blur", () => this.cursor.lift());
     canvas.addEventListener("dblclick", () => { if (this.tool === "window") this.resetView(); });
     root.addEventListener("keydown", (e) => this.key(e));
     const jump = (e) => {
@@ -226,6 +233,8 @@ class Viewer {
 
   down(e) {
     const at = this.position(e);
+    this.cursor.lift();
+    this.cursor.at = null; // whoever takes the mouse needs no second cursor
     this.page.canvas.focus({ preventScroll: true });
     this.page.canvas.setPointerCapture(e.pointerId);
     this.pointers.set(e.pointerId, at);
@@ -275,10 +284,11 @@ class Viewer {
     this.drag = null;
     const at = this.position(e);
     if (drag.stroke) this.endStroke(drag.stroke);
-    else if (drag.kind === "pick" && Math.hypot(at[0] - drag.start[0], at[1] - drag.start[1]) < 6) {
-      const [x, y] = this.toPixel(...at);
-      if (this.inside(x, y)) this.tell("pick", { tool: "pick", label: this.page.label(), points: [[x, y]] });
-    }
+    else if (drag.kind === "pick" && Math.hypot(at[0] - drag.start[0], at[1] - drag.start[1]) < 6) this.pick(this.toPixel(...at));
+  }
+
+  pick([x, y]) {
+    if (this.inside(x, y)) this.tell("pick", { tool: "pick", label: this.page.label(), points: [[x, y]] });
   }
 
   get radius() {
@@ -310,7 +320,7 @@ class Viewer {
   key(e) {
     if (e.target.matches("input, select, textarea") && e.key !== "Escape") return;
     const focused = this.page.canvas.getRootNode().activeElement === this.page.canvas;
-    const action = this.keys(e, focused);
+    const action = (focused && this.cursor.action(e)) || this.keys(e, focused);
     if (!action) return;
     e.preventDefault();
     e.stopPropagation(); // Streamlit has keys of its own
@@ -332,7 +342,7 @@ class Viewer {
       h: () => { this.showOverlays = !this.showOverlays; this.draw(); },
       o: first && (() => this.setStyle(first, styles[(styles.indexOf(first.style) + 1) % styles.length])),
       "[": first && (() => this.setOpacity(first, first.opacity - 0.1)), "]": first && (() => this.setOpacity(first, first.opacity + 0.1)),
-      "+": () => this.zoomAt(1.25, ...this.middle()), "=": () => this.zoomAt(1.25, ...this.middle()), "-": () => this.zoomAt(0.8, ...this.middle()),
+      "+": () => this.zoomAt(1.25, ...this.anchor()), "=": () => this.zoomAt(1.25, ...this.anchor()), "-": () => this.zoomAt(0.8, ...this.anchor()),
       r: () => this.resetView(), w: () => this.setTool("window"),
     };
     if (this.data.tools) Object.assign(map, {
@@ -363,6 +373,8 @@ class Viewer {
   /** Screen to pixels: the center of the first is 0, 0. */
   toPixel(x, y) { const [u, v] = this.toImage(x, y); return [u - 0.5, v - 0.5]; }
   inside(x, y) { return x >= -0.5 && y >= -0.5 && x < this.data.columns - 0.5 && y < this.data.rows - 0.5; }
+  /** What zooming by keys keeps in place. */
+  anchor() { return this.cursor.screen || this.middle(); }
   middle() { const box = this.page.stage.getBoundingClientRect(); return [box.width / 2, box.height / 2]; }
 
   resize() {
@@ -402,6 +414,7 @@ class Viewer {
       context.drawImage(this.gray, 0, 0);
       if (this.showOverlays) for (const layer of this.layers.values()) this.paintLayer(context, layer, ratio, sx);
       this.paintBrush(context);
+      this.cursor.paint(context);
     }
     this.page.paint(this, stored);
     this.drawn += 1;
@@ -441,8 +454,9 @@ class Viewer {
   }
 
   paintBrush(context) {
-    if (!this.hover || (this.tool !== "brush" && this.tool !== "erase")) return;
-    const [u, v] = this.toImage(...this.hover), [rx, ry] = this.radius;
+    const at = this.cursor.screen || this.hover;
+    if (!at || (this.tool !== "brush" && this.tool !== "erase")) return;
+    const [u, v] = this.toImage(...at), [rx, ry] = this.radius;
     context.lineWidth = 1.5 / this.scale.sx;
     context.strokeStyle = this.tool === "erase" ? "#fff" : this.page.labelColor();
     context.beginPath();
@@ -452,12 +466,14 @@ class Viewer {
 
   /** Hounsfield units and labels under the cursor, or null. */
   probe(stored) {
-    if (!this.hover || !stored) return null;
-    const [x, y] = this.toPixel(...this.hover).map(Math.round);
+    const at = this.cursor.screen || this.hover;
+    if (!at || !stored) return null;
+    const [x, y] = this.toPixel(...at).map(Math.round);
     if (!this.inside(x, y)) return null;
     const hu = stored[y * this.data.columns + x] * this.data.slope + this.data.intercept;
     const names = [];
     for (const layer of this.layers.values()) {
+      if (!this.showOverlays || layer.style === "hidden") continue; // what is not shown is not told
       const v = layer.at(this.k, x, y);
       if (v && layer.told.kind === "labels") names.push(`${layer.told.title}: ${layer.told.titles[v] || v}`);
       if (v && layer.told.kind === "shades") names.push(`${layer.told.title}: ${(v / 255).toFixed(2)}`);
