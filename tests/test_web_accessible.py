@@ -221,7 +221,7 @@ def test_from_an_empty_page_to_a_saved_correction_by_keys_alone(site: Site) -> N
         keys.press("n")
     assert heard(page).endswith("Outlines: Epidural")
     keys.press("Enter")
-    page.get_by_text("Relabeled a lesion as subdural").first.wait_for()
+    page.locator("li").get_by_text("Relabeled a lesion as subdural").wait_for()
     still(page)
     page.wait_for_function(
         "() => [...document.querySelectorAll('*')].some((one) => one.shadowRoot?.querySelector('.hl > [role=status]')"
@@ -235,7 +235,7 @@ def test_from_an_empty_page_to_a_saved_correction_by_keys_alone(site: Site) -> N
             keys.press("ArrowRight")
         assert re.search("Painting|Erasing", heard(page))
         keys.press("Enter")
-        page.get_by_text("Painted subdural" if key == "b" else "Erased with the brush").first.wait_for()
+        page.locator("li").get_by_text("Painted subdural" if key == "b" else "Erased with the brush").wait_for()
         still(page)
     keys.press("Control+z")
     page.locator("li").get_by_text("Erased with the brush").wait_for(state="hidden")

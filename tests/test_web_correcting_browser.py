@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,13 +88,13 @@ def test_2_a_click_relabels_and_undo_takes_it_back(page: Any) -> None:
     page.get_by_role("button", name="Click", exact=True).click()
     page.get_by_label("Kind of hemorrhage for the tools").select_option("Epidural")
     press_at(page, 10, 13)
-    page.get_by_text("Relabeled a lesion as epidural (slices 2 to 5)").wait_for()
+    page.locator("li").get_by_text("Relabeled a lesion as epidural (slices 2 to 5)").wait_for()
     page.get_by_test_id("stMain").get_by_role("button", name="Undo").last.click()
-    page.get_by_text("Relabeled a lesion").wait_for(state="hidden")
+    page.locator("li").get_by_text("Relabeled a lesion").wait_for(state="hidden")
     press_at(page, 28, 36)
-    page.get_by_text("Draw it with the brush").wait_for()
+    page.get_by_role("alert").get_by_text("Draw it with the brush").wait_for()
     press_at(page, 10, 13)
-    page.get_by_text("Relabeled a lesion as epidural (slices 2 to 5)").wait_for()
+    page.locator("li").get_by_text("Relabeled a lesion as epidural (slices 2 to 5)").wait_for()
 
 
 def test_3_the_corrected_mask_is_saved_with_its_author(page: Any, kept: Path) -> None:
@@ -110,6 +111,7 @@ def test_3_the_corrected_mask_is_saved_with_its_author(page: Any, kept: Path) ->
         seg = pydicom.dcmread(io.BytesIO(archive.read("seg.dcm")))
     assert [item.SegmentLabel for item in seg.SegmentSequence] == ["Epidural hemorrhage"]
     assert int(seg.pixel_array.sum()) == 4 * 6 * 8
+    shutil.copy(caught.value.path(), kept / "saved.zip")
     page.get_by_text("I have looked at every slice").click()
     still(page)
     page.get_by_text("I vouch for the subtypes, too").click()
@@ -124,6 +126,65 @@ def test_3_the_corrected_mask_is_saved_with_its_author(page: Any, kept: Path) ->
     assert np.count_nonzero(labels) == 4 * 6 * 8
 
 
+def test_4_a_saved_correction_is_gone_on_with(page: Any, kept: Path, tmp_path: Path) -> None:
+    """Start over, take the zip up again, erase on top of it; undo leads back step by step."""
+    to(page, "Correct")
+    main = page.get_by_test_id("stMain")
+    page.get_by_role("button", name="Keep on the server").click()
+    page.get_by_text(re.compile("^Saved in ")).wait_for()
+    main.get_by_role("button", name="Start over").click()
+    page.locator("li").get_by_text("Relabeled a lesion").wait_for(state="hidden")
+    still(page)
+    before = colored(page)
+    page.get_by_text("Go on with a saved correction").click()
+    upload = main.get_by_test_id("stFileUploaderDropzoneInput")
+    wrong = tmp_path / "wrong.zip"
+    wrong.write_bytes(b"no zip")
+    upload.set_input_files(str(wrong))
+    page.get_by_role("button", name="Take it over", exact=True).click()
+    page.get_by_text(re.compile(r"^wrong\.zip: .*no readable zip")).wait_for()
+    upload.set_input_files(str(kept / "saved.zip"))
+    page.get_by_text("saved.zip").first.wait_for()
+    still(page)
+    page.get_by_role("button", name="Take it over", exact=True).click()
+    taken = page.locator("li").get_by_text(re.compile(r"^Took over the correction by Ada Reader, saved 20"))
+    taken.wait_for()
+    still(page)
+    page.locator(STAGE).press("End")
+    red = colored(page)
+    assert red[0] > red[2] + 30, "it is epidural again"
+    assert before[2] > before[0] + 30, "it was intraparenchymal"
+    page.get_by_role("button", name="Click", exact=True).click()
+    page.get_by_label("Kind of hemorrhage for the tools").select_option("Nothing: remove it")
+    press_at(page, 10, 13)
+    page.locator("li").get_by_text("Erased a lesion").wait_for()
+    for gone in (page.locator("li").get_by_text("Erased a lesion"), taken):
+        main.get_by_role("button", name="Undo").last.click()
+        gone.wait_for(state="hidden")
+        still(page)
+    page.get_by_role("button", name="Take this one over").click()  # the one that the server keeps
+    taken.wait_for()
+    still(page)
+
+
+def colored(page: Any) -> list[float]:
+    """Return the mean color of the pixels of the shown slice that are no gray."""
+    page.wait_for_timeout(300)
+    found: list[float] = page.locator(STAGE).evaluate(
+        """(canvas) => {
+            const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+            const sum = [0, 0, 0];
+            let n = 0;
+            for (let i = 0; i < data.length; i += 4) {
+                const rgb = [data[i], data[i + 1], data[i + 2]];
+                if (Math.max(...rgb) - Math.min(...rgb) > 40) { n++; rgb.forEach((v, c) => { sum[c] += v; }); }
+            }
+            return sum.map((v) => v / Math.max(1, n));
+        }"""
+    )
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -136,12 +197,12 @@ def test_3_the_corrected_mask_is_saved_with_its_author(page: Any, kept: Path) ->
         ("Models", "What it cannot do"),
     ],
 )
-def test_4_every_other_page_is_there(page: Any, name: str, told: str) -> None:
+def test_5_every_other_page_is_there(page: Any, name: str, told: str) -> None:
     to(page, name)
     page.get_by_text(told).first.wait_for()
 
 
-def test_5_a_mask_is_compared_and_the_report_is_a_pdf(page: Any, kept: Path) -> None:
+def test_6_a_mask_is_compared_and_the_report_is_a_pdf(page: Any, kept: Path) -> None:
     to(page, "Compare")
     (mask,) = (kept / "training/masks").glob("*.nii.gz")
     page.get_by_test_id("stFileUploaderDropzoneInput").set_input_files(str(mask))

@@ -253,6 +253,19 @@ def test_unknown_slices_are_left_out(study: Study) -> None:
     assert comparing.compare(study.label_map, truth).dice < 1
 
 
+def test_what_is_outlined_is_what_is_counted(study: Study) -> None:
+    """A speck is no lesion, and a slice that nobody judged holds no false one."""
+    truth = study.labels.copy()
+    truth[0, 2, 2] = 4  # far less than a lesion
+    assert not comparing.missed_lesions(study.label_map, truth).any()
+    assert comparing.compare(study.label_map, truth).true_lesions == 2
+    nothing, known = np.zeros_like(truth), np.arange(len(truth)) < 4
+    assert comparing.slices_of_lesions(study.volume, comparing.false_lesions(study.label_map, nothing)) == [1, 4]
+    made_up = comparing.false_lesions(study.label_map, nothing, known)
+    assert comparing.slices_of_lesions(study.volume, made_up) == [1]
+    assert comparing.compare(study.label_map, nothing, known).false_lesions == 1
+
+
 def test_nothing_against_nothing_is_undefined(study: Study) -> None:
     empty = LabelMap(np.zeros_like(study.labels), study.volume)
     assert np.isnan(comparing.compare(empty, empty.labels).dice)
@@ -309,3 +322,6 @@ def test_the_comparison_page_shows_numbers_and_overlays(study: Study, monkeypatc
     named = {overlay.name: overlay for overlay in shown[-1]}
     assert np.array_equal(named["false"].values > 0, mine.labels == 2)
     assert not named["missed"].values.any()
+    assert [button.label for button in app.button] == ["Found where there is none, 1: slice 5"]
+    app.button[0].click().run()
+    assert app.session_state[session.GO_TO]["slice"] == 4

@@ -23,6 +23,7 @@ PICTURES = {
     "view": DOCS / "tutorials" / "first-correction-view.png",
     "done": DOCS / "tutorials" / "first-correction-done.png",
     "space": DOCS / "how-to" / "web-3d.png",
+    "compare": DOCS / "how-to" / "web-compare.png",
     "explain": DOCS / "how-to" / "web-explain.png",
 }
 SIZE = {"width": 1280, "height": 960}
@@ -66,6 +67,12 @@ def walk(page: Any, shoot: Callable[[str], None]) -> None:
     page.get_by_role("button", name="Show the evidence").click()
     page.get_by_text(re.compile("yellow is the strongest")).wait_for()
     shoot("explain")
+    page.get_by_role("link", name="Compare", exact=True).click()
+    page.get_by_text("Dice of all blood").wait_for()
+    page.get_by_role("button", name=re.compile("^Found where there is none, 1: slice")).click()
+    still(page)
+    assert pixels_like(page, (255, 60, 160)) > 50, "what is found where there is nothing is outlined in pink"
+    shoot("compare")
     page.get_by_role("link", name="Correct", exact=True).click()
     page.get_by_role("toolbar", name="Correction tools").wait_for()
     still(page)
@@ -77,7 +84,7 @@ def walk(page: Any, shoot: Callable[[str], None]) -> None:
     page.get_by_label("Kind of hemorrhage for the tools").select_option("Subdural")
     row, column = middle_of_the_lesion(page)
     page.mouse.click(column, row)
-    page.get_by_text(re.compile("Relabeled a lesion as subdural")).wait_for()
+    page.locator("li").get_by_text("Relabeled a lesion as subdural").wait_for()
     shoot("done")
 
 
@@ -96,6 +103,23 @@ def middle_of_the_lesion(page: Any) -> tuple[float, float]:
         }"""
     )
     return box["y"] + row * box["height"], box["x"] + column * box["width"]
+
+
+def pixels_like(page: Any, color: tuple[int, int, int]) -> int:
+    """Count the pixels of the slice that are about this color."""
+    return int(
+        page.locator(".stage canvas").evaluate(
+            """(canvas, color) => {
+                const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+                let found = 0;
+                for (let i = 0; i < data.length; i += 4) {
+                    if (color.every((v, c) => Math.abs(data[i + c] - v) < 60)) found++;
+                }
+                return found;
+            }""",
+            list(color),
+        )
+    )
 
 
 def still(page: Any) -> None:
@@ -141,4 +165,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
         take(Path(made))
         for name, path in PICTURES.items():
-            Image.open(Path(made) / f"{name}.png").convert("RGB").quantize(128).save(path, optimize=True)
+            shot = Image.open(Path(made) / f"{name}.png").convert("RGB")
+            shot.quantize(255, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)

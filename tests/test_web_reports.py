@@ -129,6 +129,20 @@ def test_the_pdf_of_many_lesions_runs_over_pages_and_cuts_its_table(study: Study
     assert "page 2" in told
 
 
+@pytest.mark.parametrize("lesions", [2, 5, 8, 12, 16, 20, 24, 30])
+def test_tables_of_the_pdf_are_whole_or_have_their_heads_again(study: Study, lesions: int) -> None:
+    pypdf = pytest.importorskip("pypdf")
+    many = tuple(replace(study.findings.lesions[0], id=n) for n in range(1, lesions + 1))
+    pdf = render_pdf(study.result.label_map, replace(study.findings, lesions=many))
+    pages = [" ".join(page.extract_text().split()) for page in pypdf.PdfReader(io.BytesIO(pdf)).pages]
+    (page,) = [page for page in pages if "Subtype Probability Outlined" in page]
+    assert "Subtypes Subtype Probability Outlined Epidural" in page
+    assert " All " in page.partition("Subtype Probability Outlined")[2], "the table ends on its page"
+    for page in pages:
+        rows = page.count("Intraparenchymal") - ("Subtype Probability" in page)
+        assert ("Confidence Mean HU" in page) == (rows > 0)
+
+
 def test_the_pdf_without_lesions(study: Study) -> None:
     empty = study_of(study.volume, labels=np.zeros_like(head()[1]))
     told = words_of(render_pdf(empty.result.label_map, empty.findings))

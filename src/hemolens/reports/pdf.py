@@ -30,6 +30,8 @@ PICTURE_PIXELS = 420
 MOST_LESIONS = 30
 """Rows of the table; the rest is told in a line, and complete in findings.json."""
 REGULAR, BOLD = "hemolens-regular", "hemolens-bold"
+ROW = 14.0
+"""Height of a row of a table."""
 SEVERITY_WORDS = {Severity.PARTIAL: "Incomplete", Severity.WARNING: "Caution", Severity.INFO: "Note"}
 SEGMENT = re.compile(r"([ML])(-?[\d.]+) (-?[\d.]+)|(Z)")
 
@@ -82,7 +84,7 @@ class _Sheet:
 
     def row(self, cells: Sequence[str], columns: Sequence[float], *, bold: bool = False) -> None:
         """Write one row of a table; `columns` are where its cells begin."""
-        self.room(14)
+        self.room(ROW)
         self.y -= 13
         self.canvas.setFont(BOLD if bold else REGULAR, 8.5)
         ends = [*columns[1:], self.width - 2 * MARGIN]
@@ -147,7 +149,7 @@ def _answer(sheet: _Sheet, findings: Findings, title: str) -> None:
         f"{score.threshold:.2f} on. All blood: {volume_told(findings.total)}."
     )
     sheet.text(f"Scan: {title}", 8.5, gray=0.35)
-    created = findings.created.replace("T", " ")
+    created = findings.created.replace("T", " ").replace("+00:00", " UTC")
     sheet.text(f"{findings.input.slices} slices · analyzed {created} · {NOTICE}", 8.5, gray=0.35)
 
 
@@ -215,8 +217,12 @@ def _lesions(sheet: _Sheet, findings: Findings) -> None:
     titles = {s.name: s.title for s in SUBTYPES}
     columns = (0.0, 28.0, 130.0, 200.0, 268.0, 320.0, 380.0)
     size = "Volume" if findings.total.unit == "ml" else "Area"
-    sheet.row(("No.", "Subtype", size, "Confidence", "Mean HU", "Slices", "Extent"), columns, bold=True)
+    head, page = ("No.", "Subtype", size, "Confidence", "Mean HU", "Slices", "Extent"), 0
     for lesion in findings.lesions[:MOST_LESIONS]:
+        sheet.room(ROW)
+        if sheet.number != page:  # a table that goes on over the page has its heads there, too
+            sheet.row(head, columns, bold=True)
+            page = sheet.number
         extent = " × ".join("?" if v is None else f"{v:.0f}" for v in lesion.extent_mm) if lesion.extent_mm else ""
         first, last = lesion.slices[0] + 1, lesion.slices[-1] + 1  # people count from 1
         sheet.row(
@@ -232,6 +238,7 @@ def _lesions(sheet: _Sheet, findings: Findings) -> None:
 
 
 def _subtypes(sheet: _Sheet, findings: Findings) -> None:
+    sheet.room(30 + ROW * (len(SUBTYPES) + 2))  # heading and table stay together
     sheet.heading("Subtypes")
     columns = (0.0, 130.0, 220.0)
     sheet.row(("Subtype", "Probability", "Outlined"), columns, bold=True)

@@ -21,6 +21,7 @@ from hemolens.measurements.findings import format_amount
 from hemolens.measurements.lesions import find_lesions, number_lesions, smallest_size
 from hemolens.measurements.regions import Scale
 from hemolens.volume import LabelMap, Volume
+from hemolens.web import session
 from hemolens.web.findings import table
 from hemolens.web.session import Study, settings
 from hemolens.web.viewer import Overlay, label_overlay
@@ -33,6 +34,8 @@ FALSE_COLOR = (255, 60, 160)
 MISSED_COLOR = (255, 150, 0)
 OTHER_COLOR = (255, 255, 255)
 TRUTH, MODEL = "A mask that is true", "Another network"
+MADE_UP, MISSED = "Found where there is none", "Missed"
+MOST_JUMPS = 6
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,10 @@ def compare(found: LabelMap, other: Labels, known: NDArray[np.bool_] | None = No
     )
 
 
-def false_lesions(found: LabelMap, other: Labels) -> Labels:
-    """Return the found lesions that touch none of the other blood, as labels of 1."""
-    return _untouched(found, other > 0)
+def false_lesions(found: LabelMap, other: Labels, known: NDArray[np.bool_] | None = None) -> Labels:
+    """Return the found lesions that touch none of the other blood, as labels of 1; `known` as in `compare`."""
+    seen = found.labels if known is None else np.where(known[:, None, None], found.labels, 0).astype(np.uint8)
+    return _untouched(LabelMap(seen, found.volume), other > 0)
 
 
 def missed_lesions(found: LabelMap, other: Labels) -> Labels:
@@ -114,11 +118,19 @@ def missed_lesions(found: LabelMap, other: Labels) -> Labels:
 
 
 def _untouched(lesions: LabelMap, by: NDArray[np.bool_]) -> Labels:
-    numbers = number_lesions(lesions)
-    alone = np.ones(int(numbers.max()) + 1, dtype=np.uint8)
+    numbers, volume = number_lesions(lesions), lesions.volume
+    voxels = np.array([np.bincount(plane.ravel(), minlength=int(numbers.max()) + 1) for plane in numbers])
+    # As `match_lesions` counts them: what is smaller than a lesion is none.
+    alone = (Scale.of(volume).weights @ voxels >= smallest_size(volume) * (1 - 1e-9)).astype(np.uint8)
     alone[np.unique(numbers[by])] = 0
     alone[0] = 0
     return alone[numbers]
+
+
+def slices_of_lesions(volume: Volume, lesions: Labels) -> list[int]:
+    """Return the slice with most of each lesion, the largest lesion first."""
+    numbers = number_lesions(LabelMap(lesions, volume))
+    return [int(np.argmax(np.count_nonzero(numbers == n, axis=(1, 2)))) for n in range(1, int(numbers.max()) + 1)]
 
 
 def truth_from_upload(volume: Volume, files: Mapping[str, bytes]) -> tuple[Labels, NDArray[np.bool_]]:
@@ -193,21 +205,17 @@ def show(study: Study, ui: Any) -> None:
     told = compare(study.label_map, other, known)
     _metrics(told, title, ui)
     left, right = split(ui)
+    made_up, missed = false_lesions(study.label_map, other, known), missed_lesions(study.label_map, other)
     _explained(told, right)
+    _jumps(study, {MADE_UP: made_up, MISSED: missed}, right)
     overlays = [
         label_overlay(study.labels, "found", "Corrected" if study.corrected else "Found"),
         Overlay(
             "other", title, (other > 0).astype(np.uint8), {1: OTHER_COLOR}, {1: title}, style="outline", dashed=True
         ),
-        Overlay(
-            "false", "Found where there is none", false_lesions(study.label_map, other), {1: FALSE_COLOR},
-            {1: "Found where there is none"}, style="outline",
-        ),
-        Overlay(
-            "missed", "Missed", missed_lesions(study.label_map, other), {1: MISSED_COLOR}, {1: "Missed"},
-            style="outline",
-        ),
-    ]  # fmt: skip
+        Overlay("false", MADE_UP, made_up, {1: FALSE_COLOR}, {1: MADE_UP}, style="outline"),
+        Overlay("missed", MISSED, missed, {1: MISSED_COLOR}, {1: MISSED}, style="outline"),
+    ]
     with left:
         show_viewer(study, overlays, key="compare")
 
@@ -260,6 +268,19 @@ def _explained(told: Comparison, ui: Any) -> None:
     rows = [(s.title, _number(told.dice_by_subtype[s.name])) for s in SUBTYPES]
     ui.markdown(table(("Subtype", "Dice"), rows))
     ui.caption("Dice is 1 where outlines agree, 0 where they share nothing, and – where neither side has any.")
+
+
+def _jumps(study: Study, kinds: Mapping[str, Labels], ui: Any) -> None:
+    """Offer to go to what only one side has."""
+    for title, lesions in kinds.items():
+        for number, index in enumerate(slices_of_lesions(study.volume, lesions)[:MOST_JUMPS], start=1):
+            ui.button(
+                f"{title}, {number}: slice {index + 1}",
+                key=f"compare-{study.id}-{title}-{number}",
+                on_click=session.go_to,
+                args=(st.session_state, study, index),
+                width="stretch",
+            )
 
 
 def _number(value: float) -> str:
