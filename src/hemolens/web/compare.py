@@ -124,7 +124,8 @@ def _untouched(lesions: LabelMap, by: NDArray[np.bool_]) -> Labels:
     alone = (Scale.of(volume).weights @ voxels >= smallest_size(volume) * (1 - 1e-9)).astype(np.uint8)
     alone[np.unique(numbers[by])] = 0
     alone[0] = 0
-    return alone[numbers]
+    kept: Labels = alone[numbers]
+    return kept
 
 
 def slices_of_lesions(volume: Volume, lesions: Labels) -> list[int]:
