@@ -135,6 +135,8 @@ class House:
         self._lock = threading.RLock()
         self._rooms: dict[str, Room] = {}
         self._office: Office | None = None
+        self.emptied = 0
+        """How many rooms were emptied so far."""
 
     @property
     def office(self) -> Office:
@@ -209,6 +211,7 @@ class House:
     def _close(self, room: Room) -> None:
         room.clear()
         self._rooms.pop(room.token, None)
+        self.emptied += 1
 
 
 @cache

@@ -1,0 +1,112 @@
+"""What the web app's server holds in memory: not what is uploaded, and no scan of those who have gone."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hemolens.web.house import House, WebSettings
+from hemolens.web.server import return_memory
+from hemolens.web.session import put
+from web_cases import dicom_volume, study_of
+from web_server import CHROMIUM, CHROMIUM_ARGS, need_browser, served
+
+MIB = 2**20
+UPLOAD_BYTES = 2 * 2**30 + 5 * MIB
+WAIT = 60_000
+
+Page = Any
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    need_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+def server_at(url: str) -> psutil.Process:
+    """Return the server that `served` started."""
+    port = url.rpartition(":")[2]
+    return next(one for one in psutil.Process().children() if port in one.cmdline())
+
+
+@contextmanager
+def watched(*processes: psutil.Process) -> Iterator[list[int]]:
+    """Give the most bytes that each process held above what it had at the start; whole when the block has ended."""
+    before = [one.memory_info().rss for one in processes]
+    most, over = [0] * len(processes), threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            for place, (one, had) in enumerate(zip(processes, before, strict=True)):
+                most[place] = max(most[place], one.memory_info().rss - had)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+
+
+def opened(browser: Any, url: str) -> Page:
+    page = browser.new_context().new_page()
+    page.set_default_timeout(WAIT)
+    page.goto(url)
+    page.get_by_role("button", name="Choose files").wait_for()
+    return page
+
+
+@pytest.mark.slow
+def test_an_upload_of_two_gigabytes_lies_on_disk_and_not_in_memory(browser: Any, tmp_path: Path) -> None:
+    """It is taken whole, read, and refused in one sentence; meanwhile nobody holds more than a few pieces of it."""
+    big = tmp_path / "big.zip"
+    with big.open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.truncate(UPLOAD_BYTES)  # sparse: the disk holds nothing of it, until the server has it
+    with served() as url:
+        page, server = opened(browser, url), server_at(url)
+        started = time.monotonic()
+        with watched(server, psutil.Process()) as most:
+            page.locator("input.pick").set_input_files(str(big))
+            page.get_by_text(re.compile(r"Sending big\.zip: .* of 2053 MB")).wait_for()
+            page.get_by_text("big.zip: is no readable zip file.").wait_for()
+        seconds = time.monotonic() - started
+        page.context.close()
+    print(
+        f"{UPLOAD_BYTES / MIB:.0f} MiB in {seconds:.1f} s; server +{most[0] / MIB:.0f} MiB, test +{most[1] / MIB:.0f}"
+    )
+    # Held whole it would be 2053; what is on its way is a few pieces of the socket's and the file's buffers.
+    assert most[0] < 64 * MIB
+    assert most[1] < 64 * MIB
+
+
+def test_a_room_that_was_left_keeps_nothing_alive(tmp_path: Path) -> None:
+    now = [0.0]
+    here = House(WebSettings(idle_s=10.0), clock=lambda: now[0])
+    room = here.room(None)
+    put(room, study_of(dicom_volume(tmp_path)))
+    study = weakref.ref(next(iter(room.studies.values())))
+    volume = weakref.ref(study().volume)  # type: ignore[union-attr]  # it is alive
+    now[0] = 9.0
+    assert (here.sweep(), here.emptied) == (0, 0)
+    now[0] = 11.0
+    assert (here.sweep(), here.emptied) == (1, 1)
+    return_memory()
+    assert study() is None
+    assert volume() is None
