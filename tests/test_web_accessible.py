@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("streamlit", reason="needs hemolens[web]")
+
 from hemolens.web.pages import PAGES
 from web_cases import dicom_volume, study_of, worklist_service, write_evaluation, write_run
 from web_server import CHROMIUM, CHROMIUM_ARGS, need_browser, served

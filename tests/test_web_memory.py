@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+pytest.importorskip("streamlit", reason="needs hemolens[web]")
+
 from hemolens.web.house import House, WebSettings
 from hemolens.web.server import return_memory
 from hemolens.web.session import put
