@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dicom_files import Series, write_series
-from web_server import BLOOD_HU, CHROMIUM, CHROMIUM_ARGS, need_browser, served, wait_for, zip_of
+from web_server import BLOOD_HU, chromium, need_browser, served, wait_for, zip_of
 
 ROWS, COLUMNS, SLICES = 32, 40, 5
 WAIT = 60_000
@@ -40,13 +40,8 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    need_browser()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from hemolens.web.house import House, WebSettings
 from hemolens.web.server import return_memory
 from hemolens.web.session import put
 from web_cases import dicom_volume, study_of
-from web_server import CHROMIUM, CHROMIUM_ARGS, need_browser, served
+from web_server import chromium, served
 
 MIB = 2**20
 UPLOAD_BYTES = 2 * 2**30 + 5 * MIB
@@ -31,13 +31,8 @@ Page = Any
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    need_browser()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 def server_at(url: str) -> psutil.Process:

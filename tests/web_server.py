@@ -78,6 +78,18 @@ def served(
         said.close()
 
 
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Run Chromium until the block ends."""
+    need_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
 def answers(url: str) -> bool:
     """Whether something answers at this address."""
     try:
