@@ -134,6 +134,7 @@ class House:
         self.clock = clock
         self._lock = threading.RLock()
         self._rooms: dict[str, Room] = {}
+        self._left: dict[str, float] = {}
         self._office: Office | None = None
         self.emptied = 0
         """How many rooms were emptied so far."""
@@ -168,17 +169,29 @@ class House:
         with self._lock:
             return self._rooms.get(token)
 
-    def enter(self, room: Room) -> None:
-        """Count one more page that is open on the room."""
+    def enter(self, room: Room, page: str = "") -> None:
+        """Count one more page that is open on the room; `page` tells it from others."""
         with self._lock:
             self._rooms.setdefault(room.token, room)
             room.visitors += 1
+            self._left.pop(page, None)
 
-    def leave(self, room: Room) -> None:
+    def leave(self, room: Room, page: str = "") -> None:
         """Count one page less."""
         with self._lock:
             room.visitors = max(0, room.visitors - 1)
             room.left = self.clock()
+            if page:
+                self._left[page] = room.left
+
+    def pages_gone(self, after_s: float) -> list[str]:
+        """Return the pages that were left so long ago and not entered again, each of them once."""
+        with self._lock:
+            now = self.clock()
+            gone = [page for page, left in self._left.items() if now - left >= after_s]
+            for page in gone:
+                del self._left[page]
+            return gone
 
     def sweep(self) -> int:
         """Empty the rooms that nobody has been in for `WebSettings.idle_s`; return how many."""

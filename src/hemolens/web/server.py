@@ -12,7 +12,7 @@ import ctypes
 import gc
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from importlib import import_module, resources
@@ -32,6 +32,7 @@ try:
     from starlette.requests import Request
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
+    from streamlit import runtime
 except ImportError as error:
     raise DependencyError("streamlit", "web") from error
 
@@ -43,6 +44,11 @@ LOG = logging.getLogger(__name__)
 COOKIE = "hemolens_room"
 STATIC_TYPES: Mapping[str, str] = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 SWEEP_S = 20.0
+M_MMAP_THRESHOLD = -3
+"""Of glibc's malloc.h."""
+LARGE_BYTES = 2**20
+RECONNECT_S = 60.0
+"""A page whose connection was lost may come back within this time as it was."""
 STALE = "This page is from before the server was restarted. Reload the page."
 PRIVATE: Mapping[str, str] = {"cache-control": "no-store", "content-encoding": "identity"}
 """Pictures of patients stay out of the browser's cache, and out of the compressor's slow hands."""
@@ -130,7 +136,8 @@ def make_app(settings: WebSettings, *, host: str, port: int) -> Any:
 def serve(settings: WebSettings, *, host: str = "127.0.0.1", port: int = 8501) -> None:
     """Serve the web app until it is interrupted."""
     _prepare()
-    options = {**_config(host, port), "server.disconnectedSessionTTL": int(min(60, settings.idle_s))}
+    # Longer than until `_close_pages`: what Streamlit drops by itself it does not shut down.
+    options = {**_config(host, port), "server.disconnectedSessionTTL": int(RECONNECT_S + 10 * SWEEP_S)}
     make_app(settings, host=host, port=port).run(config=options)
 
 
@@ -173,6 +180,7 @@ def is_loopback(host: str) -> bool:
 @asynccontextmanager
 async def _lifespan(_app: object) -> AsyncIterator[dict[str, Any]]:
     here = house()
+    map_large_arrays()
     here.office.warm()
     sweeper = asyncio.create_task(_sweep(here))
     try:
@@ -189,13 +197,35 @@ async def _sweep(here: House) -> None:
     while True:
         await asyncio.sleep(min(SWEEP_S, here.settings.idle_s / 2))
         here.sweep()
-        if here.emptied > returned:
+        closed = _close_pages(here.pages_gone(min(RECONNECT_S, here.settings.idle_s)))
+        if here.emptied > returned or closed:
             returned = here.emptied
             await run_in_threadpool(return_memory)
 
 
+def _close_pages(sessions: Sequence[str]) -> int:
+    """Shut down Streamlit's sessions of pages that were left, and return how many.
+
+    Streamlit keeps the session of a lost connection for a while and then drops it without shutting it down: files that
+    were uploaded to it or offered for download, and the session itself, would stay in memory for good.
+    """
+    for session in sessions:
+        runtime.get_instance().close_session(session)
+    return len(sessions)
+
+
+def map_large_arrays() -> None:
+    """Have arrays of scans go back to the system when they are freed.
+
+    glibc maps large blocks one by one, but once one of them was freed it takes the next ones of that size from the
+    heaps of its threads, where what lies above holds them (mallopt(3), M_MMAP_THRESHOLD). Told a size, it keeps to it.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries have no such call
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
 def return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps that of many threads for itself, a scan's worth for each."""
+    """Give freed memory back to the system: glibc keeps some for each of many threads."""
     gc.collect()
     with suppress(OSError, AttributeError, TypeError):  # other C libraries do it by themselves, or have no such call
         ctypes.CDLL(None).malloc_trim(0)

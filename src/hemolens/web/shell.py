@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from hemolens.errors import HemolensError
 from hemolens.measurements.findings import NOTICE
@@ -126,12 +127,14 @@ def _studies() -> None:
         st.rerun()
 
 
-def _left(room: Room) -> None:
-    house().leave(room)
+def _left(visit: tuple[Room, str]) -> None:
+    house().leave(*visit)
 
 
 @st.cache_resource(scope="session", on_release=_left, show_spinner=False)
-def _visit(_room: Room) -> Room:
+def _visit(_room: Room) -> tuple[Room, str]:
     """Count this tab as a visitor of the room until it is closed."""
-    house().enter(_room)
-    return _room
+    context = get_script_run_ctx(suppress_warning=True)
+    page = "" if context is None else context.session_id
+    house().enter(_room, page)
+    return _room, page
