@@ -88,13 +88,14 @@ def main() -> None:
     results = {
         "model": model.name,
         "sha256": model.sha256,
+        "outlined": model.thresholds.mask_told,
         "split": asked.split.name,
         "rows": {c.name: {"title": c.title, **compared(rows[c.name], rows["none"])} for c in (AS_PUBLISHED, *chosen)},
     }
     print(table(results))
     if asked.only:
         kept = json.loads(RESULTS.read_text("utf-8"))
-        if kept["sha256"] != model.sha256:
+        if (kept["sha256"], kept["outlined"]) != (model.sha256, model.thresholds.mask_told):
             parser.error(f"the rows that would stay are of {kept['model']}, not of this {model.name}")
         results["rows"] = kept["rows"] | results["rows"]
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -241,7 +242,8 @@ def told(results: dict[str, Any]) -> str:
     patients = {name: results["rows"]["none"][name]["patients"] for name in (DETECTION, OUTLINE)}
     measured = (
         f"Measured with `{results['model']}` on {patients[DETECTION]} validation patients of CT-ICH and "
-        f"{patients[OUTLINE]} patients of BHSD. In bold where more than a tenth of the score is lost."
+        f"{patients[OUTLINE]} patients of BHSD; blood is outlined {results['outlined']}. In bold where more than a "
+        "tenth of the score is lost."
     )
     return f"{measured}\n\n{table(results)}"
 
