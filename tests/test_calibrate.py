@@ -157,9 +157,10 @@ def test_the_interval_of_the_volume_keeps_its_promise() -> None:
 
 
 def test_each_volume_is_held_against_the_interval_of_the_others() -> None:
-    ratios = list(np.linspace(0, 1, 19))
-    # Of 18 others, the first and the last are left out: what lies beyond them is not held.
-    assert held_left_out(ratios, 0.2) == [False, *[True] * 17, False]
+    ratios = list(np.linspace(0, 1, 20))
+    # Of 19 others the interval goes from the second to the last but one: the first two, seen from there, lie below it,
+    # where an interval that knew them would go from the second of all and hold that one.
+    assert held_left_out(ratios, 0.2) == [False] * 2 + [True] * 16 + [False] * 2
     assert held_left_out([*ratios[:-1], 0.5], 0.2)[-1], "an outlier that came into the middle is held"
     assert all(held_left_out([0.0, 9.0], 0.2)), "too few to say anything leave nothing out"
 

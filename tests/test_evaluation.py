@@ -32,6 +32,7 @@ from hemolens.evaluation.summary import Measure
 from hemolens.evaluation.tables import Scale, fit_scale, scan_table, slice_table
 from hemolens.geometry import Stack
 from hemolens.inference.calibrate import SOURCES, UNCALIBRATED
+from hemolens.inference.registry import Thresholds
 from hemolens.sources.datasets.cases import EDEMA, UNKNOWN, Case, SliceRecord
 from hemolens.sources.splits import Fold, Split, write_split
 from hemolens.volume import Volume
@@ -129,6 +130,20 @@ class TestOneCase:
         told = score_case(ToyPredictor(), data, data.cases[0], TEST)
         assert data.read == []
         assert (told.overlap == 0).all()
+
+    def test_a_faint_patch_is_scored_only_beside_a_sure_pixel(self) -> None:
+        faint = Bleed(range(3, 5), range(38, 44), range(22, 28))
+        given = scan("1", true=(BOX,))
+        faint.paint(given.volume.hu, 57)  # 35 % likely, to this network
+        counted = {}
+        for seed in (None, 0.7):
+            predictor = ToyPredictor()
+            predictor.model = replace(predictor.model, thresholds=Thresholds(0.2, 0.5, seed=seed))
+            counted[seed] = only(given, predictor).overlap[:, 1]
+        plain = ToyPredictor()
+        plain.model = replace(plain.model, thresholds=Thresholds(0.2, 0.5))
+        np.testing.assert_array_equal(counted[0.7], only(scan("1", true=(BOX,)), plain).overlap[:, 1])
+        assert (counted[None] - counted[0.7])[[3, 4]].min() > 20
 
     def test_subtypes_of_outlines_are_counted(self) -> None:
         told = only(scan("1", true=(BOX,), label=2))

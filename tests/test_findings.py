@@ -126,6 +126,26 @@ def test_the_volume_has_an_interval_where_its_error_is_known() -> None:
     assert pixels.volume_interval_ml is None
 
 
+def test_lesions_and_what_is_left_out_keep_to_the_outline() -> None:
+    """A faint patch far from any sure pixel is neither a lesion nor blood that was left out."""
+    volume, labels = bleeding_head()
+    free = int(np.flatnonzero(~labels.any(axis=(1, 2)))[0])
+    prediction = predict(labels)
+    blood, subtype = prediction.blood.copy(), prediction.subtype.copy()
+    for patch in ((slice(60, 70), slice(60, 70)), (slice(60, 61), slice(90, 91))):  # a lesion's size, and a speck
+        blood[free][patch], subtype[free][patch] = 0.3, 4
+
+    def told(seed: float | None) -> tuple[int, float]:
+        seen = replace(prediction, blood=blood, subtype=subtype, mask_threshold=0.2, mask_seed=seed)
+        found = build_findings(volume, seen, *_lesions(volume, seen), (), {}, _now())
+        return len(found.lesions), found.total.left_out_ml or 0.0
+
+    lesions, left_out = told(0.7)
+    assert (lesions, left_out) == (len(_lesions(volume, prediction)[1]), 0.0)
+    assert told(None)[0] == lesions + 1
+    assert told(None)[1] > 0
+
+
 def test_probabilities_are_clipped_into_their_range() -> None:
     labels = np.zeros((4, 8, 8), np.uint8)
     volume, prediction = volume_of(labels.shape, None), predict(labels)
