@@ -45,6 +45,9 @@ def take(folder: Path) -> None:
         def shoot(name: str) -> None:
             page.mouse.move(640, 3)
             still(page)
+            # Buttons that are pressed scroll into view, by how much depends on when the page was drawn.
+            page.evaluate("document.querySelector('[data-testid=stMain]').scrollTo(0, 0)")
+            page.wait_for_timeout(300)
             page.screenshot(path=folder / f"{name}.png")
 
         page.goto(url)
