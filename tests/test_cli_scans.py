@@ -55,6 +55,7 @@ def codes(findings: dict[str, Any]) -> set[str]:
 # -- good input -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_demo_shows_found_against_true(tmp_path: Path) -> None:
     done = analyze("--demo", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (exits.DONE, "")
@@ -83,6 +84,7 @@ def test_the_tilted_series(data: Path, tmp_path: Path) -> None:
     assert (out / "probability.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_the_three_ways_to_a_patient_of_ct_ich(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = data / "ct_ich"
     brain = root / "Patients_CT" / "078" / "brain"

@@ -99,6 +99,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ANALYZE_LINES)
 def test_command_lines_that_analyze_run(
     line: str, samples: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -209,6 +210,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if "<!-- run" in p.read_text("utf-8")], ids=page_id)
 def test_marked_snippets_run(page: Path, demo_folder: Path) -> None:
     """`<!-- run -->` and `<!-- run: demo -->` stand before snippets that are run, each page's in one go."""
@@ -221,6 +223,7 @@ def test_marked_snippets_run(page: Path, demo_folder: Path) -> None:
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_the_readme_python_call_runs(demo_folder: Path) -> None:
     """As printed, but for the path of the scan."""
     from hemolens.demo import demo_source

@@ -239,6 +239,7 @@ def run(kind: str, count: int, folder: Path, first: int = 0) -> Counter[str]:
     return Counter(case(kind, seed, folder) for seed in range(first, first + count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_damaged_files_end_as_a_volume_or_as_our_own_error(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -97,6 +97,7 @@ def test_unknown_names_get_a_suggestion() -> None:
         open_runtime(load_model(), threads=0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("openvino" not in available_runtimes(), reason="needs hemolens[openvino]")
 def test_both_runtimes_agree(predictor: Predictor, volume: Volume) -> None:
     one = predictor.predict(volume)
@@ -105,6 +106,7 @@ def test_both_runtimes_agree(predictor: Predictor, volume: Volume) -> None:
     assert one.slice_probability == pytest.approx(other.slice_probability, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_real_bleed_is_found_and_a_clean_scan_is_quieter(predictor: Predictor, volume: Volume, data: Path) -> None:
     """Patients 69 and 100 are validation patients: one with hemorrhage, one without."""
     bleeding = predictor.predict(volume)

@@ -132,6 +132,7 @@ def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return source, out, (label_map, findings)
 
 
+@pytest.mark.slow
 def test_dciodvfy_finds_no_error(judged: tuple[Path, Path, Any], dicom3tools: Callable[..., list[str]]) -> None:
     for path in sorted(judged[1].iterdir()):
         remarks = [r for r in dicom3tools("dciodvfy", path) if not any(known in r for known in KNOWN_REMARKS)]
