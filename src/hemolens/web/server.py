@@ -209,9 +209,11 @@ def _close_pages(sessions: Sequence[str]) -> int:
     Streamlit keeps the session of a lost connection for a while and then drops it without shutting it down: files that
     were uploaded to it or offered for download, and the session itself, would stay in memory for good.
     """
-    for session in sessions:
-        runtime.get_instance().close_session(session)
-    return len(sessions)
+    running = runtime.get_instance()
+    lost = [session for session in sessions if not running.is_active_session(session)]  # some come back unannounced
+    for session in lost:
+        running.close_session(session)
+    return len(lost)
 
 
 def map_large_arrays() -> None:
