@@ -5,7 +5,8 @@
 CT-ICH (validation patients) gives detection per slice and false bleeds on clean slices, BHSD the outlines against drawn
 masks. What a lone slice of BHSD cannot show (thickness, tilt) is told by how far CT-ICH's outlines agree with the
 model's own on the scan as published. Intervals, also of the share of the score that is kept, come from a bootstrap over
-patients. Writes benchmarks/results/robustness.json and fills in the page:
+patients. Writes benchmarks/results/robustness.json row by row (what an interrupted run lacks, `--only` adds), and fills
+in the page at the end:
       python benchmarks/robustness.py --page
 does that alone.
 """
@@ -79,26 +80,27 @@ def main() -> None:
     model = load_model(asked.model)
     patients = frozenset(read_split(asked.split).fold(0).validation)
     chosen = [c for c in CORRUPTIONS if not asked.only or c.name in asked.only.split(",")]
-    predictor = Predictor(model, threads=1)
-    datasets, outlines = open_datasets(asked.data, ("ct_ich", "bhsd")), Outlines()
-    rows = {}
-    for c in (AS_PUBLISHED, *chosen):
-        rows[c.name] = list(rows_of(predictor, datasets, patients, c, outlines))
-        print(time.strftime("%H:%M:%S"), c.name, flush=True)
     results = {
         "model": model.name,
         "sha256": model.sha256,
         "outlined": model.thresholds.mask_told,
         "split": asked.split.name,
-        "rows": {c.name: {"title": c.title, **compared(rows[c.name], rows["none"])} for c in (AS_PUBLISHED, *chosen)},
+        "rows": {},
     }
-    print(table(results))
     if asked.only:
         kept = json.loads(RESULTS.read_text("utf-8"))
-        if (kept["sha256"], kept["outlined"]) != (model.sha256, model.thresholds.mask_told):
+        if any(kept[name] != results[name] for name in ("sha256", "outlined", "split")):
             parser.error(f"the rows that would stay are of {kept['model']}, not of this {model.name}")
-        results["rows"] = kept["rows"] | results["rows"]
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        results["rows"] = kept["rows"]
+    predictor = Predictor(model, threads=1)
+    datasets, outlines, published = open_datasets(asked.data, ("ct_ich", "bhsd")), Outlines(), []
+    for c in (AS_PUBLISHED, *chosen):
+        rows = list(rows_of(predictor, datasets, patients, c, outlines))
+        published = published or rows
+        results["rows"] |= {c.name: {"title": c.title, **compared(rows, published)}}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(time.strftime("%H:%M:%S"), c.name, flush=True)
+    print(table(results))
     write_page()
 
 

@@ -410,6 +410,34 @@ def test_interruption_is_one_line_and_leaves_nothing(how: signal.Signals, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_an_interruption_that_python_drops_comes_again(how: str, small_scan: Path, tmp_path: Path) -> None:
+    """What a weak reference's callback raises is dropped, and the import system has one after every module."""
+    script = f"""
+import signal, sys, weakref
+from hemolens import analysis
+from hemolens.cli.main import main
+
+run = analysis.analyze
+
+def analyze(*args, **kwargs):
+    lost = set()
+    watched = weakref.ref(lost, lambda _: signal.raise_signal(signal.{how}))
+    del lost
+    return run(*args, **kwargs)
+
+analysis.analyze = analyze
+sys.exit(main(["analyze", sys.argv[1], "-o", sys.argv[2]]))
+"""
+    command = [sys.executable, "-c", script, str(small_scan), str(tmp_path / "out")]
+    process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (process.returncode, process.stderr) == (
+        exits.INTERRUPTED,
+        "hemolens: interrupted; nothing half-written was left.\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_reader_that_goes_away_is_no_bug(small_scan: Path) -> None:
     """As in `hemolens analyze ... --json | head -0`."""
     process = subprocess.Popen(

@@ -6,12 +6,10 @@ Nothing heavy is imported here or at the top of a verb's file, so that ``--help`
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -24,6 +22,7 @@ from hemolens.cli.deidentify import deidentify
 from hemolens.cli.doctor import doctor
 from hemolens.cli.evaluate import evaluate
 from hemolens.cli.explain import explain
+from hemolens.cli.interrupts import kept_interrupts
 from hemolens.cli.models import models
 from hemolens.cli.pacs import pacs
 from hemolens.cli.train import train
@@ -86,7 +85,8 @@ def main(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     _calm(debug)
     try:
-        code = app(args=list(arguments), prog_name="hemolens", standalone_mode=False)
+        with kept_interrupts():
+            code = app(args=list(arguments), prog_name="hemolens", standalone_mode=False)
     except exits.Interrupted as error:
         if str(error):
             _say(f"interrupted. {error}", exits.INTERRUPTED)
@@ -138,15 +138,7 @@ def _trace(debug: bool) -> None:
 
 
 def _calm(debug: bool) -> None:
-    """Keep the libraries' own chatter off the terminal, and let a polite kill clean up as Ctrl-C does."""
+    """Keep the libraries' own chatter off the terminal."""
     if not debug:
         warnings.simplefilter("ignore")
         logging.getLogger().addHandler(logging.NullHandler())
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _on_terminate)
-
-
-def _on_terminate(number: int, frame: FrameType | None) -> None:
-    if hasattr(signal, "SIGCHLD"):  # PyTorch raises from there when a worker, which is told to end, too, ends first
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    raise KeyboardInterrupt
