@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from hemolens.training.checkpoint import (
 from hemolens.training.config import TrainConfig, save_config
 from hemolens.training.data import worker_ended
 from hemolens.training.devices import open_fabric
+from hemolens.training.lock import LOCK, held
 from hemolens.training.logs import CURVES_NAME, draw_curves
 from hemolens.training.loop import Job, Outcome, Progress, Tell, train
 from hemolens.training.provenance import data_told, identity, session
@@ -107,16 +109,32 @@ def run_training(
     InputError
         For data or a split that cannot be used.
     OutputError
-        If `out` holds a run already (and `resume` is off) or cannot be written.
+        If `out` holds a run already (and `resume` is off), another process trains there, or it cannot be written.
     DivergedError
         If the loss becomes NaN or infinite; the batch is written down.
     HemolensError
         If memory runs out.
     """
     try:
+        return _run(config, datasets, split, fold, out, resume, cache, progress, export)
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise memory_error(config) from error
+        instead = worker_ended(error) if isinstance(error, RuntimeError) else None
+        if instead is None:
+            raise
+        raise instead from error
+
+
+def _run(
+    config: TrainConfig, datasets: Sequence[DataSet], split: Split | None, fold: int, out: Path, resume: bool,
+    cache: Path | None, progress: Tell | None, export: bool,
+) -> RunResult:  # fmt: skip
+    with ExitStack() as stack:
         fabric = open_fabric(config)
         if fabric.is_global_zero:
             _open_folder(out, resume=resume)
+            stack.enter_context(held(out))
             if split is None:
                 own_split(config, datasets, out / SPLIT)
         fabric.barrier()
@@ -135,13 +153,6 @@ def run_training(
         job = Job(config, data, *stores, identity(datasets, chosen), out, fabric)
         outcome = train(job, network, resume=resume, tell=progress)
         return _finish(job, outcome, progress, export=export)
-    except (MemoryError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise memory_error(config) from error
-        instead = worker_ended(error) if isinstance(error, RuntimeError) else None
-        if instead is None:
-            raise
-        raise instead from error
 
 
 def _open_folder(out: Path, *, resume: bool) -> None:
@@ -151,7 +162,7 @@ def _open_folder(out: Path, *, resume: bool) -> None:
     begun = (out / CHECKPOINT).exists() or (out / BEST).exists()
     if begun and not resume:
         raise OutputError(f"{out}: holds a training run already. Go on with --resume, or name another folder.")
-    if not (out / CONFIG).exists() and any(p.name not in (CACHE, SPLIT) for p in out.iterdir()):
+    if not (out / CONFIG).exists() and any(p.name not in (CACHE, LOCK, SPLIT) for p in out.iterdir()):
         raise OutputError(f"{out}: is not empty and holds no training run. Name another folder.")
     for left in out.glob("*.part"):  # of a write that power cut short
         left.unlink()

@@ -16,6 +16,7 @@ from hemolens.sources.datasets.cases import DataSet
 from hemolens.sources.splits import Split, read_split
 from hemolens.training.checkpoint import disk_watched, write_whole
 from hemolens.training.config import TrainConfig, parse_value, save_config
+from hemolens.training.lock import LOCK, held
 from hemolens.training.loop import HIGHER_IS_BETTER, Progress
 from hemolens.training.run import SPLIT, own_split, run_training
 
@@ -202,8 +203,20 @@ def tune(
     ------
     ConfigError
         If the space or the score does not fit, `out` holds another search, or all trials failed.
+    OutputError
+        If `out` holds something else, another process searches there, or it cannot be written.
     """
     _check(config, space)
+    _optuna()  # where it is missing, nothing is written
+    _open_folder(out)
+    with held(out):
+        return _search(config, space, datasets, split, fold, out, trials, cache, progress)
+
+
+def _search(
+    config: TrainConfig, space: Sequence[Dimension], datasets: Sequence[DataSet], split: Split | None, fold: int,
+    out: Path, trials: int, cache: Path | None, progress: Callable[[TuneProgress], None] | None,
+) -> TuneResult:  # fmt: skip
     study = _open_study(config, space, out)
     if split is None:
         split = read_split(own_split(config, datasets, out / SPLIT))
@@ -243,14 +256,18 @@ def _optuna() -> Any:
     return optuna
 
 
+def _open_folder(out: Path) -> None:
+    """Make the folder of the search, and refuse one that holds something else."""
+    if out.exists() and any(p.name != LOCK for p in out.iterdir()) and not (out / STUDY).exists():
+        raise OutputError(f"{out}: is not empty and holds no search. Name another folder.")
+    with disk_watched(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
 def _open_study(config: TrainConfig, space: Sequence[Dimension], out: Path) -> Any:
     """Open the study in `out`, or begin one; trials that were cut off are put first in line again."""
     optuna = _optuna()
     optuna.logging.disable_default_handler()
-    if out.exists() and any(out.iterdir()) and not (out / STUDY).exists():
-        raise OutputError(f"{out}: is not empty and holds no search. Name another folder.")
-    with disk_watched(out):
-        out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name="hemolens",
         storage=f"sqlite:///{(out / STUDY).resolve()}",
