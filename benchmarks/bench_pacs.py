@@ -37,7 +37,7 @@ from hemolens.demo import demo_source
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import load_model
 from hemolens.sources.study import read_volume
-from pacs_peers import Orthanc, Service, destination, free_port, orthanc, service, wait_for
+from pacs_peers import Orthanc, Service, dcmtk, destination, free_port, orthanc, service, wait_for
 
 SLICES = 32
 SENDERS = (1, 4, 8)
@@ -63,7 +63,7 @@ def push(files: Sequence[str], port: int, studies: int, senders: int, called: st
 
     Of more than one study a sender, each has as many images as the original, but some of them several times.
     """
-    command = ["storescu", "-aec", called, "--repeat", str(studies // senders), "+IR", str(SLICES), "+IS", "1"]
+    command = [dcmtk("storescu"), "-aec", called, "--repeat", str(studies // senders), "+IR", str(SLICES), "+IS", "1"]
     command += ["--max-send-pdu", "131072", "127.0.0.1", str(port), *files]
     before, began = os.times(), time.perf_counter()
     running = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(senders)]
@@ -96,10 +96,10 @@ def by_storescp(folder: Path) -> Iterator[tuple[int, str, int, Callable[[], int]
     """Dcmtk's receiver, which writes files, flushes nothing and records nothing."""
     folder.mkdir(parents=True)
     port = free_port()
-    command = ["storescp", "--fork", "-pdu", "131072", "+B", "+uf", "-od", str(folder), str(port)]
+    command = [dcmtk("storescp"), "--fork", "-pdu", "131072", "+B", "+uf", "-od", str(folder), str(port)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        echo = ["echoscu", "127.0.0.1", str(port)]
+        echo = [dcmtk("echoscu"), "127.0.0.1", str(port)]
         wait_for(lambda: subprocess.run(echo, stderr=subprocess.DEVNULL, check=False).returncode == 0, "storescp")
         yield port, "ANY", process.pid, lambda: len(list(folder.iterdir()))
     finally:

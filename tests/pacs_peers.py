@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -34,10 +35,22 @@ WAIT_S = 240.0 if IN_CI else 120.0
 
 def need(*tools: str) -> None:
     """Skip a test where a program is missing; in CI, where tools/install_system.sh has run, fail."""
-    missing = [tool for tool in tools if shutil.which(tool) is None and not Path(tool).exists()]
+    missing = [tool for tool in tools if installed(tool) is None and not Path(tool).exists()]
     if missing:
         message = f"needs {', '.join(missing)}: run sh tools/install_system.sh"
         pytest.fail(message) if IN_CI else pytest.skip(message)
+
+
+def installed(tool: str) -> str | None:
+    """Return where the system's program is: pynetdicom's in an active venv are named as DCMTK's are."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    return shutil.which(tool, path=os.pathsep.join(f for f in os.get_exec_path() if Path(f) != scripts))
+
+
+def dcmtk(tool: str) -> str:
+    """Return where DCMTK's program is, or skip the test."""
+    need(tool)
+    return str(installed(tool))
 
 
 def free_port() -> int:
@@ -233,8 +246,7 @@ def web_destination(server: Orthanc) -> str:
 
 
 def storescu(files: Sequence[Path], port: int, *options: str, called: str = "HEMOLENS") -> subprocess.CompletedProcess:
-    need("storescu")
-    command = ["storescu", "-aec", called, *options, "127.0.0.1", str(port), *map(str, files)]
+    command = [dcmtk("storescu"), "-aec", called, *options, "127.0.0.1", str(port), *map(str, files)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S)
 
 

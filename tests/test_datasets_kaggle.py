@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import http.server
 import io
 import os
 import random
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 import dataset_files
+import http_peers
 from hemolens.cli import exits
 from hemolens.cli.main import main
 from hemolens.errors import ConfigError, DependencyError, HemolensError, InputError, OutputError
@@ -261,15 +261,12 @@ def test_errors_are_house_errors(hub: FakeHub, tmp_path: Path, monkeypatch: pyte
         kaggle.fetch("ct_ich", tmp_path, hub.module())
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Kaggle(BaseHTTPRequestHandler):
     """A Kaggle on this machine: one data set, whose archive breaks off once."""
 
     archive = b""
     broken = False
     ranges: ClassVar[list[str | None]] = []
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -325,19 +322,13 @@ def test_the_real_kagglehub_goes_on_with_a_broken_download(tmp_path: Path) -> No
         for path in sorted(source.rglob("*.*")):
             archive.write(path, path.relative_to(source.parent))
         archive.writestr("inner/large.bin", random.Random(0).randbytes(6 * 2**20))  # kagglehub keeps whole megabytes
-    handler = type("Once", (Server,), {"archive": packed.getvalue(), "broken": False, "ranges": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client hangs up on purpose
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    handler = type("Once", (Kaggle,), {"archive": packed.getvalue(), "broken": False, "ranges": []})
     environment = {**os.environ, "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_API_TOKEN": "no-real-token"}
-    command = [sys.executable, "-c", FETCH, f"http://127.0.0.1:{server.server_port}", str(tmp_path / "data")]
-    try:
+    with http_peers.serving(handler) as port:
+        command = [sys.executable, "-c", FETCH, f"http://127.0.0.1:{port}", str(tmp_path / "data")]
         first, second = (
             subprocess.run(command, env=environment, capture_output=True, text=True, check=False) for _ in range(2)
         )
-    finally:
-        server.shutdown()
-        server.server_close()
     assert first.returncode == exits.FAILED
     assert first.stderr.count("\n") == 1
     assert "Run the same command again: it goes on where it broke off." in first.stderr

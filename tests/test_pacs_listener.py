@@ -25,7 +25,7 @@ from hemolens.pacs.listener import TAKEN, Listener, file_head
 from hemolens.pacs.queue import Queue, open_queue
 from hemolens.pacs.security import AllowList
 from hemolens.pacs.spool import Spool
-from pacs_peers import need, send, storescu, wait_for
+from pacs_peers import send, storescu, wait_for
 
 Open = tuple[Listener, Queue, Spool]
 
@@ -327,7 +327,6 @@ def test_an_instance_that_is_too_long_ends_its_association_alone(tmp_path: Path)
 
 
 def test_dcmtk_is_told_about_too_many_bytes_by_an_abort(tmp_path: Path) -> None:
-    need("storescu")
     big = write_series(tmp_path / "big", Series(slices=1, rows=1000, columns=1000))
     with listening(tmp_path, max_instance_mb=1.0) as (listener, queue, _spool):
         assert storescu(big, listener.address[1]).returncode != 0

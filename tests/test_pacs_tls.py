@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from pydicom import dcmread
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+import http_peers
 from hemolens.pacs.webhook import verify
 from pacs_peers import Service, destination, free_port, orthanc, send, small_head, storescu, wait_for
 
@@ -42,7 +42,7 @@ def receiver(failures: int) -> Iterator[tuple[int, list[tuple[dict[str, str], by
     """A real HTTP server that fails a few times before it takes calls."""
     calls: list[tuple[dict[str, str], bytes]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             calls.append((dict(self.headers.items()), body))
@@ -50,18 +50,8 @@ def receiver(failures: int) -> Iterator[tuple[int, list[tuple[dict[str, str], by
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_port, calls
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with http_peers.serving(Hook) as port:
+        yield port, calls
 
 
 def echo(port: int, ca: str, certificate: tuple[str, str] | None) -> bool:

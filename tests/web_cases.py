@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import hemolens
+import http_peers
 from dicom_files import Series, write_series
 from hemolens.volume import Volume
 from hemolens.web.session import Study
@@ -84,7 +84,7 @@ def worklist_service() -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Answer as the API of a PACS service does; its token is ``se/cret``. Gives its address and what it was asked."""
     seen: list[dict[str, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Api(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             seen.append({"path": self.path, **dict(self.headers)})
             allowed = self.headers.get("Authorization") == "Bearer se/cret"
@@ -93,17 +93,8 @@ def worklist_service() -> Iterator[tuple[str, list[dict[str, str]]]]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *words: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        server.server_close()
+    with http_peers.serving(Api) as port:
+        yield f"127.0.0.1:{port}", seen
 
 
 def write_run(folder: Path, *, rows: int = 4, steps: int = 40, finished: bool = False, torn: bool = False) -> Path:
