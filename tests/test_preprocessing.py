@@ -26,13 +26,18 @@ AXIAL = [(r, c) for r, c in ORIENTATIONS if abs(np.cross(r, c)[2]) == 1]
 
 def head(stack: Stack, rows: int, columns: int, center_mm: np.ndarray, lesion_mm: np.ndarray) -> Volume:
     """Return a head in air: an ellipsoid of brain in a skull, with one bright ball in it."""
-    points = voxel_centers_mm(stack, rows, columns) - center_mm
-    radius = np.sqrt(((points / np.array([60.0, 75.0, 70.0])) ** 2).sum(axis=-1))
+    points = (voxel_centers_mm(stack, rows, columns) - center_mm).astype(np.float32)
+    radius = length(points / np.array([60.0, 75.0, 70.0], np.float32))
     hu = np.full(radius.shape, -1000, dtype=np.int16)
     hu[radius < 1.0] = 1000
     hu[radius < 0.9] = 35
-    hu[np.linalg.norm(points - (lesion_mm - center_mm), axis=-1) < 14.0] = 70
+    hu[length(points - (lesion_mm - center_mm).astype(np.float32)) < 14.0] = 70
     return Volume(hu, stack, SourceInfo("dicom", "phantom"))
+
+
+def length(vectors: np.ndarray) -> np.ndarray:
+    """Return Euclidean lengths, several times as fast as NumPy's own on many short vectors."""
+    return np.sqrt(np.einsum("...i,...i", vectors, vectors))
 
 
 def bright(prepared: Prepared) -> np.ndarray:
@@ -59,6 +64,7 @@ def axial_heads(draw: st.DrawFn) -> tuple[Volume, np.ndarray]:
     return head(stack, rows, columns, center, center + offset), center + offset
 
 
+@pytest.mark.slow
 @settings(max_examples=25, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # a case is too slow to shrink
 @given(axial_heads(), st.sampled_from([PreprocessConfig(size=160), PreprocessConfig(size=192, crop="none")]))
 def test_a_lesion_stays_where_it_is_in_millimeters(case: tuple[Volume, np.ndarray], config: PreprocessConfig) -> None:
