@@ -43,4 +43,5 @@ def test_the_robustness_page_is_that_of_the_results_and_of_the_model_that_ships(
     text = bench.PAGE.read_text("utf-8")
     assert text == bench.filled(text, results), "run benchmarks/robustness.py --page"
     assert results["sha256"] == list_models()[0].sha256
+    assert results["outlined"] == list_models()[0].thresholds.mask_told
     assert set(results["rows"]) == {"none", *(c.name for c in bench.CORRUPTIONS)}
