@@ -8,13 +8,14 @@ OUT ?= hemolens-demo
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help demo pacs-demo test lint docs clean
+.PHONY: help demo pacs-demo test quick lint docs clean
 
 help:
 	@echo "make demo   analyze the built-in phantom head; ends with the path of a report (OUT=folder)"
 	@echo "make pacs-demo   Orthanc, hemolens and the OHIF viewer on this computer, with the demo scan sent through"
 	@echo "make test   run every test (ARGS='-k name' for some of them, WORKERS=n);"
 	@echo "            the DICOM reports are also read by dcmtk if it is there: apt-get install dcmtk"
+	@echo "make quick  the tests that take less than about ten seconds each"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   check the documentation: links, snippets, every verb and option"
 	@echo "make clean  remove .venv and caches"
@@ -33,6 +34,9 @@ lint: $(VENV)/.lint
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m ruff format --check .
 	$(PYTHON_IN) -m mypy
+
+quick: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 docs: $(VENV)/.test
 	$(PYTHON_IN) -m pytest tests/test_docs.py $(ARGS)
