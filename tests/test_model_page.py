@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pytest
 from PIL import Image
 
 from hemolens.inference.registry import list_models
@@ -45,3 +47,39 @@ def test_the_robustness_page_is_that_of_the_results_and_of_the_model_that_ships(
     assert results["sha256"] == list_models()[0].sha256
     assert results["outlined"] == list_models()[0].thresholds.mask_told
     assert set(results["rows"]) == {"none", *(c.name for c in bench.CORRUPTIONS)}
+
+
+def test_the_comparison_of_painted_bleeds_is_that_of_the_results() -> None:
+    bench = script("benchmarks", "synthesis")
+    text = bench.PAGE.read_text("utf-8")
+    assert text == bench.filled(text, json.loads(bench.RESULTS.read_text("utf-8"))), (
+        "run benchmarks/synthesis.py --page"
+    )
+
+
+def test_what_is_measured_on_a_bleed_is_what_was_drawn() -> None:
+    """A bar of blood, 100 by 20 pixels, 50 gray values above the brain, its right edge 10 pixels off the bone."""
+    bench = script("benchmarks", "synthesis")
+    rng = np.random.default_rng(0)
+    image = np.full((224, 224), 255.0)
+    skull = np.zeros((224, 224), bool)
+    skull[12:212, 12:212] = True
+    image[skull] = 110
+    lesion = np.zeros_like(skull)
+    lesion[60:160, 182:202] = True
+    image[lesion] = 160
+    image[skull] += rng.normal(0, 4, (224, 224))[skull]
+    found = bench.measured(np.clip(np.rint(image), 0, 255).astype(np.uint8), lesion, skull)
+    pixel_mm = 222 / 224
+    assert found["brightness"] == pytest.approx(50, abs=1)
+    assert found["edge"] == pytest.approx(50, abs=1)
+    assert found["noise"] == pytest.approx(4, abs=0.5)
+    assert found["unevenness"] < 2
+    assert found["area_mm2"] == pytest.approx(2000 * pixel_mm**2)
+    assert found["elongation"] == pytest.approx(5, rel=0.01)
+    assert found["solidity"] == pytest.approx(1)
+    assert found["depth_mm"] == pytest.approx(20.5 * pixel_mm, abs=1)
+    assert bench.measured(np.uint8(image), lesion & False, skull) is None
+    ring = np.hypot(*(np.mgrid[:224, :224] - 112)) < 40
+    assert bench.solidity(ring) > 0.97
+    assert bench.solidity(ring & (np.hypot(*(np.mgrid[:224, :224] - 112)) > 36)) < 0.3
