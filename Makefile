@@ -15,7 +15,7 @@ help:
 	@echo "make pacs-demo   Orthanc, hemolens and the OHIF viewer on this computer, with the demo scan sent through"
 	@echo "make test   run every test (ARGS='-k name' for some of them, WORKERS=n);"
 	@echo "            the DICOM reports are also read by dcmtk if it is there: apt-get install dcmtk"
-	@echo "make quick  the tests that take less than about ten seconds each"
+	@echo "make quick  the tests that take less than about five seconds each"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   check the documentation: links, snippets, every verb and option"
 	@echo "make clean  remove .venv and caches"

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -42,9 +41,12 @@ def need(*tools: str) -> None:
 
 
 def installed(tool: str) -> str | None:
-    """Return where the system's program is: pynetdicom's in an active venv are named as DCMTK's are."""
-    scripts = Path(sysconfig.get_path("scripts"))
-    return shutil.which(tool, path=os.pathsep.join(f for f in os.get_exec_path() if Path(f) != scripts))
+    """Return where a program is that is no Python script: pynetdicom has some that are named as DCMTK's are."""
+    for folder in os.get_exec_path():
+        found = shutil.which(tool, path=folder)
+        if found and b"python" not in Path(found).read_bytes()[:200]:
+            return found
+    return None
 
 
 def dcmtk(tool: str) -> str:

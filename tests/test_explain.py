@@ -347,9 +347,8 @@ def subject_3d() -> Subject:
     return of_network(network, SMALL_3D, "ball")
 
 
-@pytest.mark.parametrize(
-    "method", ["gradcam", *(pytest.param(m, marks=pytest.mark.slow) for m in ("gradcam++", "occlusion"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "occlusion"])
 def test_in_three_dimensions_the_map_moves_with_the_lesion(subject_3d: Subject, method: Any) -> None:
     """Over a scan of 12 slices, which takes two windows of 8."""
     centers = []
@@ -366,12 +365,14 @@ def test_in_three_dimensions_the_map_moves_with_the_lesion(subject_3d: Subject, 
     assert (np.subtract(centers[1], centers[0]) > 3).all()
 
 
+@pytest.mark.slow
 def test_a_volume_without_the_finding_stays_dark(subject_3d: Subject) -> None:
     found = explain(little_head(12, SIDE, seed=999), subject_3d)
     assert found.values.max() < 0.3
     assert all(s.probability < 0.3 for s in found.samples)
 
 
+@pytest.mark.slow
 def test_a_scan_shorter_than_a_window_is_explained(subject_3d: Subject) -> None:
     volume, labels = with_ball(little_head(5, SIDE, seed=999), (2, 16, 16))
     found = explain(volume, subject_3d, slices=[1, 2])
@@ -541,6 +542,7 @@ def save_pictures(folder: Path, volume: Volume) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_demo_is_explained_and_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["explain", DEFAULT_MODEL, "--demo", "--slices", "11-12", "-o", str(out)]) == exits.DONE

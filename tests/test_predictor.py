@@ -115,6 +115,7 @@ def test_a_real_bleed_is_found_and_a_clean_scan_is_quieter(predictor: Predictor,
     assert bleeding.blood.max() > 0.5
 
 
+@pytest.mark.slow
 def test_the_prediction_is_on_the_grid_of_the_source(predictor: Predictor, volume: Volume) -> None:
     found = predictor.predict(volume)
     assert found.blood.shape == found.subtype.shape == volume.shape

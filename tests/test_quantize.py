@@ -47,6 +47,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
+@pytest.mark.slow
 def test_the_outlines_stay_and_the_size_falls(small: Path, seen: np.ndarray) -> None:
     whole = load_model().path
     assert small.stat().st_size < 0.4 * whole.stat().st_size

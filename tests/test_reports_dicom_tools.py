@@ -139,6 +139,7 @@ def test_dciodvfy_finds_no_error(judged: tuple[Path, Path, Any], dicom3tools: Ca
         assert remarks == [], path.name
 
 
+@pytest.mark.slow
 def test_dciodvfy_can_tell(
     judged: tuple[Path, Path, Any], dicom3tools: Callable[..., list[str]], tmp_path: Path
 ) -> None:

@@ -23,22 +23,21 @@ from hemolens.training.tune import default_space, tune
 
 REFUSED = "another process is training here. Wait until it has ended, or name another folder."
 HOLDER = """
-import os, sys, time
-from pathlib import Path
-from hemolens.training.lock import held
-with held(Path(sys.argv[1])):
-    if os.fork() == 0:  # as a loader's worker, which outlives its parent for a while
-        time.sleep(60)
-        os._exit(0)
-    print("held", flush=True)
+import fcntl, os, sys, time
+file = open(sys.argv[1], "ab")
+fcntl.lockf(file, fcntl.LOCK_EX)
+if os.fork() == 0:  # as a loader's worker, which outlives its parent for a while
     time.sleep(60)
+    os._exit(0)
+print("held", flush=True)
+time.sleep(60)
 """
 
 
 @contextmanager
 def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that keeps `folder`, with a child of its own."""
-    command = [sys.executable, "-c", HOLDER, str(folder)]
+    command = [sys.executable, "-c", HOLDER, str(folder / LOCK)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
