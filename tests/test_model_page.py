@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hemolens.inference.registry import list_models
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(folder: str, name: str) -> ModuleType:
-    """Import a script that is no part of the package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from scripts import script
 
 
 def test_the_page_is_that_of_the_cards() -> None:

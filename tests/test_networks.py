@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import typing
@@ -18,6 +17,7 @@ torch = pytest.importorskip("torch", reason="needs hemolens[train]")
 from PIL import Image  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 
+from conftest import ROOT  # noqa: E402
 from hemolens.config import from_mapping  # noqa: E402
 from hemolens.errors import ConfigError, HemolensError  # noqa: E402
 from hemolens.inference.registry import load_model  # noqa: E402
@@ -28,13 +28,9 @@ from hemolens.models.registry import NETWORKS, NetworkConfig  # noqa: E402
 from hemolens.models.sequence import SequenceConfig, SequenceNetwork, turn  # noqa: E402
 from hemolens.models.unet2d import UNet2d, UNet2dConfig  # noqa: E402
 from hemolens.training.config import load_preset, preset_names  # noqa: E402
+from scripts import script  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
-_spec = importlib.util.spec_from_file_location("bench_networks", ROOT / "benchmarks" / "bench_networks.py")
-assert _spec is not None
-assert _spec.loader is not None
-bench = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(bench)
+bench = script("benchmarks", "bench_networks")
 
 MILITARY_UNIFORM = 652
 """ImageNet class of matplotlib's own sample photo, a portrait of Rear Admiral Grace Hopper."""

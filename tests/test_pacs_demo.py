@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import shutil
@@ -21,6 +20,7 @@ from pydicom.pixels import pixel_array
 from conftest import ROOT
 from hemolens.labels import SUBTYPES
 from pacs_peers import need
+from scripts import script
 from test_pacs_api import CHROMIUM, FLAGS
 
 SHOT = os.environ.get("HEMOLENS_SCREENSHOT")
@@ -33,14 +33,6 @@ PLACES = """points => {
 LOADED = """() => services.displaySetService.getActiveDisplaySets()
   .filter(set => set.Modality === 'SR').flatMap(set => (set.measurements ?? []).map(m => m.loaded))"""
 SHOWN = "() => { try { return cornerstone.getEnabledElements()[0].viewport.getCurrentImageId() } catch { return '' } }"
-
-
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pacs_demo", ROOT / "tools" / "pacs_demo.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pacs_demo"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def fetch(demo: ModuleType, shown: Any, folder: Path, modality: str) -> Dataset:
@@ -79,7 +71,7 @@ def test_the_overlay_lies_where_the_lesion_is(tmp_path: Path) -> None:
     need("Orthanc", "npm", "chromium")
     from playwright.sync_api import sync_playwright
 
-    demo = tool()
+    demo = script("tools", "pacs_demo")
     folder = ROOT / ".pacs-demo"  # OHIF is kept there from run to run
     with demo.demo(folder) as shown, sync_playwright() as player:
         seg = fetch(demo, shown, tmp_path, "SEG")
@@ -156,7 +148,7 @@ def grown(mask: np.ndarray, by: int) -> np.ndarray:
 
 
 def test_a_package_that_is_not_ohif_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    demo = tool()
+    demo = script("tools", "pacs_demo")
     (tmp_path / f"ohif-app-{demo.OHIF_VERSION}.tgz").write_bytes(b"something else")
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
     with pytest.raises(demo.DemoError, match="is not what"):
@@ -164,7 +156,7 @@ def test_a_package_that_is_not_ohif_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    demo = tool()
+    demo = script("tools", "pacs_demo")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(demo.DemoError, match="Orthanc and npm is missing"):
         demo._check_tools()
@@ -175,7 +167,7 @@ def test_the_demo_listens_on_this_computer_alone(tmp_path: Path) -> None:
 
     from hemolens.pacs.config import load_pacs_config
 
-    demo = tool()
+    demo = script("tools", "pacs_demo")
     ports = dict.fromkeys(("http", "dicom", "hemolens", "worklist", "viewer"), 4000)
     assert json.loads(demo.orthanc_settings(tmp_path, ports).read_text())["RemoteAccessAllowed"] is False
     config = load_pacs_config(demo.hemolens_settings(tmp_path, ports))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,13 @@ import pytest
 
 pytest.importorskip("torch")
 
+from conftest import ROOT
 from hemolens.sources.splits import group_of, read_split
 from hemolens.training.config import load_preset, parse_overrides
 from hemolens.training.tune import parse_space
+from scripts import script
 
-ROOT = Path(__file__).resolve().parents[1]
-_spec = importlib.util.spec_from_file_location("students", ROOT / "benchmarks" / "students.py")
-assert _spec is not None
-assert _spec.loader is not None
-students = importlib.util.module_from_spec(_spec)
-sys.modules["students"] = students  # dataclasses look their module up
-_spec.loader.exec_module(students)
+students = script("benchmarks", "students")
 
 ROWS = students.read_rows()
 RESULTS = students.read_results()

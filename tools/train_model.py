@@ -143,13 +143,13 @@ def shown(model: Model, datasets: Sequence[DataSet], split: Split) -> Iterator[N
 
 def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path) -> tuple[list[Any], RunResult]:
     """Train stage after stage, each from the weights of the one before; what is done already is not done again."""
-    datasets = open_datasets(data, tuple(split.datasets))
+    published = open_datasets(data, tuple(split.datasets))
     told: list[dict[str, Any]] = []
     start, result = BEGINS_ANEW, None
     for number, stage in enumerate(experiment["stage"], start=1):
-        folder = run / str(number)
-        if stage.get(PSEUDO):
-            datasets = with_pseudo(open_datasets(data, tuple(split.datasets)), outlined(start, datasets, split, run))
+        folder, datasets = run / str(number), published
+        if stage.get(PSEUDO):  # of all bleeding slices, also those that an earlier stage has outlined
+            datasets = with_pseudo(published, outlined(start, published, split, run))
         settings = {key: value for key, value in stage.items() if key != PSEUDO}
         config = load_preset(experiment["preset"], {**dotted(settings), "start": start})
         result = run_training(config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report)
