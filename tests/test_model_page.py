@@ -64,6 +64,10 @@ def test_what_is_measured_on_a_bleed_is_what_was_drawn() -> None:
     assert found["solidity"] == pytest.approx(1)
     assert found["depth_mm"] == pytest.approx(20.5 * pixel_mm, abs=1)
     assert bench.measured(np.uint8(image), lesion & False, skull) is None
+    beside_bone = image.copy()
+    beside_bone[60:160, 202:204] = 200  # in part bone: no tissue that blood is told from
+    found = bench.measured(np.clip(np.rint(beside_bone), 0, 255).astype(np.uint8), lesion, skull)
+    assert found["edge"] == pytest.approx(50, abs=1)
     ring = np.hypot(*(np.mgrid[:224, :224] - 112)) < 40
     assert bench.solidity(ring) > 0.97
     assert bench.solidity(ring & (np.hypot(*(np.mgrid[:224, :224] - 112)) > 36)) < 0.3

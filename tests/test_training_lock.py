@@ -63,6 +63,13 @@ def test_a_folder_is_one_process_s_and_free_at_once_when_that_is_killed(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_was_removed_meanwhile_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder ends between the opening of its file and the locking: a third process would make a new one."""
+    monkeypatch.setattr("fcntl.lockf", lambda *_: (tmp_path / LOCK).unlink())
+    with pytest.raises(OutputError, match=REFUSED), held(tmp_path):
+        pytest.fail("what is held is no file any more")
+
+
 def test_a_run_and_a_search_are_refused_while_another_goes_on(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     (tmp_path / "study.db").touch()

@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("streamlit", reason="needs hemolens[web]")
 
 from dicom_files import Series, write_series
+from hemolens.web import server
 from hemolens.web.house import House, WebSettings
 from hemolens.web.server import return_memory
 from hemolens.web.session import put
@@ -150,3 +151,19 @@ def test_a_room_that_was_left_keeps_nothing_alive(tmp_path: Path) -> None:
     return_memory()
     assert study() is None
     assert volume() is None
+
+
+def test_a_page_that_came_back_unannounced_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reconnects without running its script anew, so the house has not heard of it."""
+    closed: list[str] = []
+
+    class Running:
+        def is_active_session(self, session: str) -> bool:
+            return session == "back"
+
+        def close_session(self, session: str) -> None:
+            closed.append(session)
+
+    monkeypatch.setattr(server.runtime, "get_instance", Running)
+    assert server._close_pages(["gone", "back"]) == 1
+    assert closed == ["gone"]

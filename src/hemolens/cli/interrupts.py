@@ -24,12 +24,14 @@ def kept_interrupts() -> Iterator[None]:
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _on_terminate)
     told_before = sys.unraisablehook
+    coming: list[threading.Timer] = []
 
     def hook(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
             # Later, from a thread: what is raised inside of this hook would be dropped as well.
             again = threading.Timer(AGAIN_S, _thread.interrupt_main)
             again.daemon = True
+            coming.append(again)
             again.start()
         else:
             told_before(dropped)
@@ -39,6 +41,8 @@ def kept_interrupts() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = told_before
+        for again in coming:  # a command that has ended is not interrupted any more
+            again.cancel()
 
 
 def _on_terminate(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ def held(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink:  # the one that kept it has ended and removed it just now
+                raise BlockingIOError(errno.EAGAIN, "removed")
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise OutputError(
