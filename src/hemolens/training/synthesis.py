@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from hemolens.labels import SUBTYPE_NAMES
 from hemolens.sources.datasets.cases import EDEMA
-from hemolens.training.synthesis_bleeds import PLANNERS
+from hemolens.training.synthesis_bleeds import PLANNERS, plan_old_subdural
 from hemolens.training.synthesis_negatives import NEGATIVES
-from hemolens.training.synthesis_shapes import Mask, Picture, Plan, Scene, noise
+from hemolens.training.synthesis_shapes import Mask, Picture, Plan, Scene, lines, noise
 
 TISSUE_GRAY = 160
 """About 55 HU, in bleed-free slices: brighter pixels are in part bone."""
@@ -50,10 +50,10 @@ class SynthesisConfig:
     """Chance of another bleed in the same slices."""
     faint: float = 0.25
     """Chance that a bleed is hardly brighter than the brain."""
-    mixed: float = 0.2
+    mixed: float = 0.3
     """Chance that blood is uneven: a level where it has settled, or streaks of what has not clotted."""
-    chronic: float = 0.08
-    """Chance that subdural blood is old, and darker than the brain."""
+    chronic: float = 0.15
+    """Chance that subdural blood is old: a broad collection that is darker than the brain, at times on both sides."""
     edema: float = 0.5
     """Chance of a dark rim around intraparenchymal blood."""
     hard_negative: float = 0.2
@@ -110,7 +110,8 @@ def paint(
         canvas.add_negatives(rng)
     for _ in range(2 if rng.random() < config.second_bleed else 1):
         chosen = int(rng.choice(len(PLANNERS), p=np.array(config.subtype_weights) / sum(config.subtype_weights)))
-        plan = PLANNERS[chosen](canvas.scene, rng)
+        old = chosen == SUBDURAL and rng.random() < config.chronic
+        plan = (plan_old_subdural if old else PLANNERS[chosen])(canvas.scene, rng)
         if plan is not None:
             canvas.add_bleed(plan, chosen, config, rng)
     return canvas.finished(len(images)) if canvas.labels.any() else None
@@ -236,19 +237,30 @@ class _Look:
         brighter = rng.uniform(min(10.0, low), low + 6) if rng.random() < config.faint else rng.uniform(low, high)
         mottle = noise(shape, rng, rng.uniform(3, 9) * scene.mm)
         target = scene.brain_gray + brighter + mottle * rng.uniform(3, 13)
-        if kind == SUBDURAL and rng.random() < config.chronic:
-            target = scene.brain_gray - rng.uniform(5, 42) + mottle * rng.uniform(1, 5)
-            if rng.random() < 0.5:  # fresh blood in old
-                target = target + _settled(weight, shape, rng) * rng.uniform(30, 75)
+        if plan.old:
+            target = scene.brain_gray - rng.uniform(12, 48) + mottle * rng.uniform(1, 5)
+            target = target + _layers(weight, shape, scene.mm, rng)
         elif rng.random() < config.mixed:
             if rng.random() < 0.5:
                 target = target - (1 - _settled(weight, shape, rng)) * rng.uniform(0.4, 1.0) * brighter
             else:
                 target = target - np.clip(noise(shape, rng, 8 * scene.mm), 0, 1.5) * rng.uniform(10, 38)
+        else:  # clots differ from place to place
+            target = target + noise(shape, rng, rng.uniform(8, 20) * scene.mm) * rng.uniform(0, 0.25) * brighter
         swollen = kind == INTRAPARENCHYMAL and rng.random() < config.edema
         radius = float(np.sqrt((weight > 0.5).sum() / np.pi))
         width = min(rng.uniform(2, 8) * scene.mm, 0.8 * radius + 1.5) if swollen else 0.0
-        return cls(kind + 1, np.asarray(target, dtype=np.float32), mottle, width, rng.uniform(8, 22))
+        return cls(kind + 1, np.asarray(target, dtype=np.float32), mottle, width, rng.uniform(10, 24))
+
+
+def _layers(weight: Picture, shape: tuple[int, ...], mm: float, rng: np.random.Generator) -> Picture:
+    """Return how much brighter parts of old blood are: fresh blood that has settled, membranes, or nothing."""
+    kind = rng.random()
+    if kind < 0.4:
+        return _settled(weight, shape, rng) * np.float32(rng.uniform(15, 75))
+    if kind < 0.65:
+        return np.asarray(lines(shape, rng, 14 * mm, 1.5 * mm) * np.float32(rng.uniform(15, 50)), dtype=np.float32)
+    return np.zeros(shape, dtype=np.float32)
 
 
 def _settled(weight: Picture, shape: tuple[int, ...], rng: np.random.Generator) -> Picture:

@@ -31,13 +31,13 @@ SLICE_MM = 5.0
 
 def plan_intraparenchymal(scene: Scene, rng: Rng) -> Plan | None:
     """One to three uneven ellipses, most often deep; small ones may lie anywhere."""
-    radius_mm = log_uniform(2.5, 30, rng)
+    radius_mm = log_uniform(*((2.5, 30) if rng.random() < 0.5 else (9, 30)), rng)
     radius, deepest = radius_mm * scene.mm, float(scene.depth.max())
     low = max(min(radius * 0.6 + 3, 0.8 * deepest), 0.4 * deepest if rng.random() < 0.5 else 0.0)
     center = pick((scene.depth > low) & (scene.smooth > scene.brain_gray - 20), rng)
     if center is None:
         return None
-    parts = [blob(scene.inside.shape, center, radius, rng)]
+    parts = [blob(scene.inside.shape, center, radius, rng, narrowest=0.35)]
     for _ in range(int(rng.choice([0, 1, 2], p=[0.55, 0.3, 0.15])) if radius_mm > 5 else 0):
         turn, part = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.4, 0.8)
         at = (int(center[0] + radius * 0.8 * np.sin(turn)), int(center[1] + radius * 0.8 * np.cos(turn)))
@@ -86,7 +86,7 @@ def plan_subdural(scene: Scene, rng: Rng) -> Plan | None:
     middle, half = rng.uniform(25, 155), rng.uniform(20, 85)
     away = np.abs(scene.bearing_deg * side - middle) / half
     profile = np.clip(1 - away**2, 0, 1) ** rng.uniform(0.35, 0.9)
-    thick = log_uniform(2.2, 20, rng) * scene.mm
+    thick = log_uniform(1.8, 18, rng) * scene.mm
     limit = profile * thick * (1 + 0.13 * noise(scene.inside.shape, rng, 12))
     limit[scene.across * side < 1] = 0  # the falx holds it on its side
     gap, sigma = rng.uniform(0, 0.8), rng.uniform(0.5, 1.1)
@@ -94,7 +94,26 @@ def plan_subdural(scene: Scene, rng: Rng) -> Plan | None:
     def render(at: Scene, grow: float) -> Picture:
         return soften((at.depth < limit * grow) & (at.depth > gap), sigma) * at.inside
 
-    return Plan(render, rng.uniform(2, 10), (16, 78))
+    return Plan(render, rng.uniform(2, 10), (18, 88))
+
+
+def plan_old_subdural(scene: Scene, rng: Rng) -> Plan | None:
+    """Plan a broad collection over most of one or both sides: what a subdural bleed becomes within weeks."""
+    sides = (-1.0, 1.0) if rng.random() < 0.4 else (float(rng.choice([-1.0, 1.0])),)
+    limit = np.zeros(scene.inside.shape, dtype=np.float32)
+    for side in sides:
+        middle, half = rng.uniform(45, 110), rng.uniform(45, 95)
+        away = np.abs(scene.bearing_deg * side - middle) / half
+        profile = np.clip(1 - away**2, 0, 1) ** rng.uniform(0.3, 0.7)
+        thick = log_uniform(4.5, 24, rng) * scene.mm
+        part = profile * thick * (1 + 0.15 * noise(scene.inside.shape, rng, 14))
+        limit = np.where(scene.across * side >= 1, part, limit)
+    gap, sigma = rng.uniform(0, 0.8), rng.uniform(0.5, 1.1)
+
+    def render(at: Scene, grow: float) -> Picture:
+        return soften((at.depth < limit * grow) & (at.depth > gap), sigma) * at.inside
+
+    return Plan(render, rng.uniform(4, 10), (18, 88), old=True)
 
 
 def _falx(scene: Scene, rng: Rng) -> Plan:
@@ -147,7 +166,7 @@ def plan_subarachnoid(scene: Scene, rng: Rng) -> Plan | None:
     seen = scene.furrows
     seed = pick(seen, rng)
     sigma, widen = rng.uniform(0.4, 0.7), rng.random() < 0.5
-    reach = log_uniform(14, 90, rng) * scene.mm
+    reach = rng.uniform(14, 110) * scene.mm
     if seed is None or seen.sum() < 40 * scene.mm**2 or rng.random() < 0.25:
         return _made_up_furrows(scene, rng, sigma)
     region = blob(scene.inside.shape, seed, reach, rng)
@@ -158,14 +177,14 @@ def plan_subarachnoid(scene: Scene, rng: Rng) -> Plan | None:
             fluid = ndimage.binary_dilation(fluid)
         return soften(fluid & at.inside, sigma)
 
-    return Plan(render, rng.uniform(0.8, 5), (16, 66))
+    return Plan(render, rng.uniform(0.8, 5), (18, 72))
 
 
 def _made_up_furrows(scene: Scene, rng: Rng, sigma: float) -> Plan | None:
     seed = pick((scene.depth > 2) & (scene.depth < 12 * scene.mm), rng)
     if seed is None:
         return None
-    region = blob(scene.inside.shape, seed, rng.uniform(10, 38) * scene.mm, rng)
+    region = blob(scene.inside.shape, seed, rng.uniform(10, 45) * scene.mm, rng)
     folds = lines(scene.inside.shape, rng, rng.uniform(8, 13) * scene.mm, rng.uniform(1.4, 2.6) * scene.mm)
     deepest = rng.uniform(8, 22) * scene.mm
 
@@ -187,9 +206,9 @@ def plan_intraventricular(scene: Scene, rng: Rng) -> Plan | None:
     if chosen.sum() < 20 * scene.mm**2:
         return None
     layered = rng.random() < 0.55
-    reach = fluid if layered and rng.random() < 0.6 else chosen
+    reach = fluid if rng.random() < (0.6 if layered else 0.4) else chosen
     rows = np.flatnonzero(reach.any(axis=1))
-    level = rows[0] + (rows[-1] - rows[0]) * (rng.uniform(0.35, 0.9) if layered else 0.0)
+    level = rows[0] + (rows[-1] - rows[0]) * (rng.uniform(0.1, 0.9) if layered else 0.0)
     wave = (0.6 if layered else 2.0) * noise(scene.inside.shape, rng, 8)
     near = ndimage.binary_dilation(reach, iterations=3)
     sigma, cast = rng.uniform(0.5, 0.9), not layered

@@ -152,6 +152,8 @@ class Plan:
     """Half of what it spans along the body, in slices of 5 mm."""
     gray: tuple[float, float]
     """Range of its brightness above the brain, in gray values."""
+    old: bool = False
+    """Liquefied: darker than brain, in part layered."""
 
 
 def noise(shape: tuple[int, ...], rng: Rng, scale: float) -> Picture:
@@ -168,10 +170,12 @@ def _linear(at: NDArray[np.float64], inputs: int) -> NDArray[np.float64]:
     return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(inputs)))
 
 
-def blob(shape: tuple[int, ...], center: tuple[int, int], radius: float, rng: Rng) -> Callable[[float], Mask]:
-    """Plan an uneven ellipse; what is returned draws it at a share of its size."""
+def blob(
+    shape: tuple[int, ...], center: tuple[int, int], radius: float, rng: Rng, narrowest: float = 0.55
+) -> Callable[[float], Mask]:
+    """Plan an uneven ellipse, at least `narrowest` times as wide as long; what is returned draws it, or less of it."""
     y, x = np.ogrid[: shape[0], : shape[1]]
-    turn, stretch = rng.uniform(0, np.pi), rng.uniform(0.55, 1.0)
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(narrowest, 1.0)
     dy, dx = y - center[0], x - center[1]
     u = dy * np.cos(turn) + dx * np.sin(turn)
     v = (-dy * np.sin(turn) + dx * np.cos(turn)) / stretch
