@@ -1,6 +1,6 @@
 """What each change of a scan costs: the scores of a model on changed scans, beside those on the scans as published.
 
-    python benchmarks/robustness.py ../shared/data --split configs/splits/ich-effunet2d-3.json [--model MODEL]
+    python benchmarks/robustness.py ../shared/data --split configs/splits/ich-effunet2d-3.json --at-once 2
 
 CT-ICH (validation patients) gives detection per slice and false bleeds on clean slices, BHSD the outlines against drawn
 masks. What a lone slice of BHSD cannot show (thickness, tilt) is told by how far CT-ICH's outlines agree with the
@@ -18,6 +18,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--split", type=Path)
     parser.add_argument("--model", default=None)
+    parser.add_argument("--at-once", type=int, default=1, help="rows measured side by side, each on one thread")
     parser.add_argument("--only", default="", help="names of corruptions, separated by commas; the other rows stay")
     parser.add_argument("--page", action="store_true")
     asked = parser.parse_args()
@@ -79,7 +81,7 @@ def main() -> None:
         parser.error("needs DATA and --split")
     model = load_model(asked.model)
     patients = frozenset(read_split(asked.split).fold(0).validation)
-    chosen = [c for c in CORRUPTIONS if not asked.only or c.name in asked.only.split(",")]
+    chosen = [c.name for c in CORRUPTIONS if not asked.only or c.name in asked.only.split(",")]
     results = {
         "model": model.name,
         "sha256": model.sha256,
@@ -92,16 +94,51 @@ def main() -> None:
         if any(kept[name] != results[name] for name in ("sha256", "outlined", "split")):
             parser.error(f"the rows that would stay are of {kept['model']}, not of this {model.name}")
         results["rows"] = kept["rows"]
-    predictor = Predictor(model, threads=1)
-    datasets, outlines, published = open_datasets(asked.data, ("ct_ich", "bhsd")), Outlines(), []
-    for c in (AS_PUBLISHED, *chosen):
-        rows = list(rows_of(predictor, datasets, patients, c, outlines))
-        published = published or rows
-        results["rows"] |= {c.name: {"title": c.title, **compared(rows, published)}}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(time.strftime("%H:%M:%S"), c.name, flush=True)
+    told = (asked.data, asked.model, patients)
+    published, outlines = Bench(*told, Outlines()).rows(AS_PUBLISHED.name)
+    keep(results, AS_PUBLISHED.name, compared(published, published))
+    with ProcessPoolExecutor(asked.at_once, initializer=open_bench, initargs=(*told, outlines)) as pool:
+        running = {pool.submit(rows_in_pool, name): name for name in chosen}
+        for done in as_completed(running):
+            keep(results, running[done], compared(done.result()[0], published))
     print(table(results))
     write_page()
+
+
+def keep(results: dict[str, Any], name: str, scores: dict[str, Any]) -> None:
+    """Write a row at once, in its place: a measurement that is cut off keeps what it has."""
+    titles = {c.name: c.title for c in (AS_PUBLISHED, *CORRUPTIONS)}
+    found = {**results["rows"], name: {"title": titles[name], **scores}}
+    results["rows"] = {key: found[key] for key in titles if key in found}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(time.strftime("%H:%M:%S"), name, flush=True)
+
+
+class Bench:
+    """Model and data of one process, on one thread."""
+
+    def __init__(self, data: Path, model: str | None, patients: frozenset[str], outlines: Outlines) -> None:
+        self.predictor = Predictor(load_model(model), threads=1)
+        self.datasets = open_datasets(data, ("ct_ich", "bhsd"))
+        self.patients, self.outlines = patients, outlines
+
+    def rows(self, name: str) -> tuple[list[Row], Outlines]:
+        """Return the slices after a change, and the outlines of the scans as published."""
+        (change,) = (c for c in (AS_PUBLISHED, *CORRUPTIONS) if c.name == name)
+        return list(rows_of(self.predictor, self.datasets, self.patients, change, self.outlines)), self.outlines
+
+
+_BENCH: list[Bench] = []
+
+
+def open_bench(*told: Any) -> None:
+    """Begin a process of the pool."""
+    _BENCH.append(Bench(*told))
+
+
+def rows_in_pool(name: str) -> tuple[list[Row], Outlines]:
+    """Measure a row in a process of the pool."""
+    return _BENCH[0].rows(name)[0], {}
 
 
 def rows_of(

@@ -186,6 +186,16 @@ def test_the_noise_of_the_scan_stays() -> None:
             assert fine[core].std() > 0.6 * before[core].std()
 
 
+def test_hematomas_in_the_brain_are_mostly_longer_than_wide() -> None:
+    def axes(mask: np.ndarray) -> float:
+        small, large = np.linalg.eigvalsh(np.cov(np.argwhere(mask).T))
+        return float(np.sqrt(large / small))
+
+    found = [axes(blood(painted)) for _, _, painted in many(only("intraparenchymal"), 60) if blood(painted).sum() > 50]
+    assert 1.35 < np.median(found) < 2.5  # drawn ones: 1.8
+    assert max(found) > 2.2
+
+
 def test_edema_is_a_dark_rim_around_blood_in_the_brain() -> None:
     rims = 0
     for images, inside, painted in many(only("intraparenchymal", edema=1.0)):
@@ -209,6 +219,32 @@ def test_old_subdural_blood_is_darker_than_brain() -> None:
         if mask.sum() > 50:
             changes.append(np.percentile(painted.images[1].astype(float)[mask], 20) - 113)
     assert np.mean(np.array(changes) < 0) > 0.7
+
+
+def test_old_subdural_blood_is_broad_and_at_times_on_both_sides() -> None:
+    both, area = [], []
+    for _, _, painted in many(only("subdural", chronic=1.0), 60):
+        mask = blood(painted)
+        left = (np.nonzero(mask)[1] < 112).mean()
+        both.append(0.1 < left < 0.9)
+        area.append(mask.sum())
+    assert 0.2 < np.mean(both) < 0.6
+    fresh = [blood(painted).sum() for _, _, painted in many(only("subdural"), 60)]
+    assert np.median(area) > 2 * np.median(fresh)
+
+
+def test_old_subdural_blood_is_even_or_holds_layers_but_is_never_as_gray_as_brain() -> None:
+    """A collection that cannot be told from the brain would teach that brain is blood."""
+    bright = []
+    for images, inside, painted in many(only("subdural", chronic=1.0), 60):
+        core = ndimage.binary_erosion(blood(painted) & (ndimage.distance_transform_edt(inside) > 2), iterations=2)
+        brain = core & (images[1] > 90)  # not the furrows, whose blurred surroundings are dark anyway
+        if brain.sum() > 100:
+            gray = ndimage.gaussian_filter(painted.images[1].astype(float), 1)[brain]
+            bright.append((gray > 113 + 5).mean())
+            assert np.percentile(gray, 5) < 113 - 8
+    assert len(bright) > 25
+    assert 0.1 < np.mean(np.array(bright) > 0.05) < 0.7  # fresh blood in it, or membranes
 
 
 def test_mixed_blood_is_less_even() -> None:

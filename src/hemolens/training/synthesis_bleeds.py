@@ -31,7 +31,7 @@ SLICE_MM = 5.0
 
 def plan_intraparenchymal(scene: Scene, rng: Rng) -> Plan | None:
     """One to three uneven ellipses, most often deep; small ones may lie anywhere."""
-    radius_mm = log_uniform(*((2.5, 30) if rng.random() < 0.5 else (9, 30)), rng)
+    radius_mm = log_uniform(2.5 if rng.random() < 0.5 else 9, 30, rng)
     radius, deepest = radius_mm * scene.mm, float(scene.depth.max())
     low = max(min(radius * 0.6 + 3, 0.8 * deepest), 0.4 * deepest if rng.random() < 0.5 else 0.0)
     center = pick((scene.depth > low) & (scene.smooth > scene.brain_gray - 20), rng)
