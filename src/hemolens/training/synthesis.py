@@ -52,7 +52,7 @@ class SynthesisConfig:
     """Chance that a bleed is hardly brighter than the brain."""
     mixed: float = 0.3
     """Chance that blood is uneven: a level where it has settled, or streaks of what has not clotted."""
-    chronic: float = 0.15
+    chronic: float = 0.08
     """Chance that subdural blood is old: a broad collection that is darker than the brain, at times on both sides."""
     edema: float = 0.5
     """Chance of a dark rim around intraparenchymal blood."""
@@ -238,7 +238,7 @@ class _Look:
         mottle = noise(shape, rng, rng.uniform(3, 9) * scene.mm)
         target = scene.brain_gray + brighter + mottle * rng.uniform(3, 13)
         if plan.old:
-            target = scene.brain_gray - rng.uniform(12, 48) + mottle * rng.uniform(1, 5)
+            target = scene.brain_gray - rng.uniform(18, 50) + mottle * rng.uniform(1, 5)
             target = target + _layers(weight, shape, scene.mm, rng)
         elif rng.random() < config.mixed:
             if rng.random() < 0.5:

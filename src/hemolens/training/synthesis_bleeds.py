@@ -99,7 +99,7 @@ def plan_subdural(scene: Scene, rng: Rng) -> Plan | None:
 
 def plan_old_subdural(scene: Scene, rng: Rng) -> Plan | None:
     """Plan a broad collection over most of one or both sides: what a subdural bleed becomes within weeks."""
-    sides = (-1.0, 1.0) if rng.random() < 0.4 else (float(rng.choice([-1.0, 1.0])),)
+    sides = (-1.0, 1.0) if rng.random() < 0.3 else (float(rng.choice([-1.0, 1.0])),)
     limit = np.zeros(scene.inside.shape, dtype=np.float32)
     for side in sides:
         middle, half = rng.uniform(45, 110), rng.uniform(45, 95)
