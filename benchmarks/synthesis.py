@@ -4,8 +4,9 @@
 
 Real: the drawn masks of BHSD and CT-ICH, and the pseudo-masks of PHE-SICH. Painted: as in training, but one bleed at a
 time and nothing else, into bleed-free slices of the training patients of CT-ICH. All on the network's grid, in gray
-values (0.47 HU at the network's window) and in millimeters of a head crop of typical width. BHSD is looked at and
-nothing is fitted to it. Writes benchmarks/results/synthesis.json and fills in the page:
+values (0.47 HU at the network's window) and in millimeters of a head crop of typical width. BHSD was looked at
+when painted bleeds were mended; no number was fitted to it. Writes benchmarks/results/synthesis.json and fills in the
+page:
       python benchmarks/synthesis.py --page
 does that alone.
 """
