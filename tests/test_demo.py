@@ -13,6 +13,8 @@ import pytest
 from scipy import ndimage
 
 from hemolens.demo import DemoTruth, demo_source, demo_truth
+from hemolens.inference.predictor import Predictor
+from hemolens.inference.registry import Model, list_models
 from hemolens.labels import SUBTYPE_NAMES, SUBTYPES
 from hemolens.notes import Severity
 from hemolens.sources.study import read_volume
@@ -183,3 +185,17 @@ def test_generator_still_makes_this_series(
     assert (difference > 0).mean() < 0.01
     written = ct_image(protocol, index, image, seed, truth.provenance["generator_version"])
     assert written.SOPInstanceUID == volume.source.sop_instance_uids[index]
+
+
+# What ships finds it
+
+
+@pytest.mark.parametrize("model", list_models(), ids=lambda model: model.name)
+def test_what_ships_outlines_most_of_the_blood_and_hardly_any_brain(
+    model: Model, volume: Volume, mask: LabelMap
+) -> None:
+    """A network whose real slices were better than those of this one once outlined plain brain here: half of it all."""
+    outlined, blood = Predictor(model).predict(volume).outlined, mask.labels > 0
+    both = (outlined & blood).sum()
+    assert both / blood.sum() > 0.6
+    assert both / outlined.sum() > 0.75
