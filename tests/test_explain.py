@@ -23,7 +23,7 @@ from hemolens.errors import ConfigError, InputError, ModelError
 from hemolens.explain.energy import energy_inside
 from hemolens.explain.maps import GradientMapper
 from hemolens.explain.pictures import OverlayArtist
-from hemolens.explain.rebuild import rebuild_network
+from hemolens.models.rebuild import rebuild_network
 from hemolens.explain.report import shown_first, write_explanation
 from hemolens.explain.report import to_mapping as explained_mapping
 from hemolens.explain.run import ExplainConfig, Explanation, explain

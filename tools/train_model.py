@@ -145,7 +145,7 @@ def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path
     """Train stage after stage, each from the weights of the one before; what is done already is not done again."""
     published = open_datasets(data, tuple(split.datasets))
     told: list[dict[str, Any]] = []
-    start, result = BEGINS_ANEW, None
+    start, result = experiment.get("start", BEGINS_ANEW), None
     for number, stage in enumerate(experiment["stage"], start=1):
         folder, datasets = run / str(number), published
         if stage.get(PSEUDO):  # of all bleeding slices, also those that an earlier stage has outlined
@@ -154,7 +154,7 @@ def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path
         config = load_preset(experiment["preset"], {**dotted(settings), "start": start})
         result = run_training(config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report)
         origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        shown = {**to_mapping(config), "start": f"stage {number - 1}" if start else BEGINS_ANEW}
+        shown = {**to_mapping(config), "start": f"stage {number - 1}" if number > 1 else start}
         told.append({"datasets": origin["datasets"], "sessions": origin["sessions"], "config": shown})
         start = str(folder)
     if result is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hemolens.config import suggestion
 from hemolens.errors import ConfigError, ModelError
-from hemolens.explain.rebuild import rebuild_network
+from hemolens.models.rebuild import rebuild_network
 from hemolens.inference.registry import DEFAULT_MODEL, RUN_CARD, Interface, Model, load_model
 from hemolens.inference.runtime import Runtime, open_runtime
 from hemolens.models.network import Network

@@ -104,6 +104,11 @@ class Model:
         return content
 
 
+def model_names() -> tuple[str, ...]:
+    """Return the names of the models inside the package."""
+    return tuple(sorted(card.stem for card in _folder().glob("*.json")))
+
+
 def list_models() -> tuple[Model, ...]:
     """Return every model inside the package, the default one first."""
     found = [load_model(str(card)) for card in sorted(_folder().glob("*.json"))]

@@ -48,7 +48,8 @@ class TrainConfig:
     """Samples in a step, of all processes together."""
     seed: int = 0
     start: str = ""
-    """Folder of a run (or a ``.pt`` file of one) whose weights to go on from; empty to begin anew."""
+    """Folder of a run (or a ``.pt`` file of one) or name of a model that ships, whose weights to go on from; empty to
+    begin anew."""
     start_anew: tuple[str, ...] = ()
     """Parts of the network, such as slice_head, that begin anew in place of taking the weights of `start`."""
     precision: Literal["32", "bf16", "16"] = "32"

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from hemolens.config import suggestion
+from hemolens.config import dotted, suggestion, to_mapping
 from hemolens.errors import ConfigError, OutputError
+from hemolens.inference.registry import load_model, model_names
 from hemolens.models.network import Network
+from hemolens.models.rebuild import loosen, rebuild_network
 from hemolens.models.registry import build_network
 from hemolens.models.run_card import write_run_card
 from hemolens.sources.datasets.cases import DataSet
@@ -43,6 +46,12 @@ from hemolens.training.store import Store, build_store
 PROVENANCE = "provenance.json"
 SPLIT = "split.json"
 CACHE = "cache"
+SETTLING = 48
+"""Slices that the normalization of a model that ships is set by, before it learns on."""
+FREELY_SET = ("network.imagenet", "network.dropout", "network.frozen_stages")
+"""Settings in which a run may differ from the model that it starts from."""
+UNLIKE = {"slice_head": "head"}
+"""Parts that may begin anew, and the setting that says what they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +150,12 @@ def _run(
         split = split or read_split(out / SPLIT)
         chosen = split.fold(fold)
         _check_data(config, datasets, split, chosen)
-        torch.manual_seed(config.seed)
-        network = _first_network(config)
-        data = replace(config.data, depth=network.depth) if network.sample == "volume" else config.data
         stores = _stores(
             config, datasets, split, chosen, cache or out / CACHE, progress if fabric.is_global_zero else None
         )
+        torch.manual_seed(config.seed)
+        network = first_network(config, stores[0])
+        data = replace(config.data, depth=network.depth) if network.sample == "volume" else config.data
         if fabric.is_global_zero:
             _write_beginning(config, datasets, split, fold, out, resume=resume)
         fabric.barrier()
@@ -200,12 +209,37 @@ def _check_data(config: TrainConfig, datasets: Sequence[DataSet], split: Split, 
         raise ConfigError("This fold has no validation side: set select=last, which needs none.")
 
 
-def _first_network(config: TrainConfig) -> Network:
+def first_network(config: TrainConfig, store: Store) -> Network:
+    """Return the network as a run begins with it.
+
+    Parameters
+    ----------
+    store
+        Training cases: the normalization of a model that ships is set by them, and changes with them in training.
+    """
     network = build_network(config.network, pretrained=not config.start)
-    if config.start:
-        weights = _partly(kept_weights(Path(config.start)), network, config.start_anew)
-        load_weights(network, weights, Path(config.start))
+    if not config.start:
+        return network
+    source = Path(config.start)
+    shipped = not source.exists() and config.start in model_names()
+    given = _shipped_weights(config, store) if shipped else kept_weights(source)
+    load_weights(network, _partly(given, network, config.start_anew), source)
     return network
+
+
+def _shipped_weights(config: TrainConfig, store: Store) -> dict[str, Any]:
+    """Return the weights of the model of that name, made ready to learn on."""
+    rebuilt = rebuild_network(load_model(config.start))
+    own, other = (dotted({"network": to_mapping(c)}) for c in (config.network, rebuilt.config))
+    parts = tuple(f"network.{UNLIKE[name]}" for name in config.start_anew if name in UNLIKE)
+    differing = [k for k, v in other.items() if own.get(k) != v and not k.startswith((*FREELY_SET, *parts))]
+    if differing:
+        settings = " ".join(f"{key}={json.dumps(other[key])}" for key in differing)
+        raise ConfigError(f"start: {config.start} is another network. Set {settings}.")
+    shown = np.linspace(0, len(store.items) - 1, min(SETTLING, len(store.items))).astype(int)
+    images = np.stack([store.sample(int(k)).images for k in shown]).astype(np.float32)
+    loosen(rebuilt, torch.from_numpy(images[:, 1:2] if rebuilt.channels == 1 else images))
+    return rebuilt.state_dict()
 
 
 def _partly(weights: dict[str, Any], network: Network, anew: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,18 @@ import numpy as np
 from scipy import ndimage
 
 from hemolens.training.synthesis_bleeds import tentorium
-from hemolens.training.synthesis_shapes import BONE_GRAY, Picture, Rng, Scene, blob, log_uniform, noise, pick, soften
+from hemolens.training.synthesis_shapes import (
+    BONE_GRAY,
+    Picture,
+    Rng,
+    Scene,
+    blob,
+    lines,
+    log_uniform,
+    noise,
+    pick,
+    soften,
+)
 
 Negative = Callable[[Scene, Rng], Picture]
 """Returns what it adds to the gray values of a slice."""
@@ -107,6 +118,20 @@ def scalp_hematoma(scene: Scene, rng: Rng) -> Picture:
     return _toward(scene, soften(mask, 0.8) * ~head, scene.brain_gray + rng.uniform(-15, 60) + mottle)
 
 
+def wide_furrows(scene: Scene, rng: Rng) -> Picture:
+    """Widen the furrows of both sides, and the rim before the brain, as in an old brain: dark fluid between crowns."""
+    reach, rim = rng.uniform(8, 24) * scene.mm, rng.uniform(0, 4) * scene.mm
+    winding = lines(scene.inside.shape, rng, rng.uniform(9, 16) * scene.mm, rng.uniform(1.5, 4.5) * scene.mm)
+    at, half = rng.uniform(0, 180), rng.uniform(30, 120)
+    shown = np.clip(1.5 - np.abs(np.abs(scene.bearing_deg) - at) / half, 0, 1)
+    shallow = (scene.depth > 0) & (scene.depth < reach)
+    fluid = shallow & (winding | (scene.depth < rim))
+    weight = soften(fluid, rng.uniform(0.6, 1.0)) * shown * scene.inside
+    darker = weight * (scene.brain_gray - rng.uniform(30, 60) - np.minimum(scene.smooth, scene.brain_gray + 15))
+    crowns = soften(shallow & ~fluid, 0.8) * shown * scene.inside * rng.uniform(0, 10)
+    return np.asarray(np.minimum(darker, 0) + crowns, dtype=np.float32)
+
+
 def _toward(scene: Scene, weight: Picture, gray: Picture | float) -> Picture:
     """Pull toward a gray value, by a weight, without taking off the noise of the scan."""
     return np.asarray(weight * (gray - scene.smooth), dtype=np.float32)
@@ -122,5 +147,6 @@ NEGATIVES: tuple[tuple[Negative, float], ...] = (
     (partial_volume, 0.12),
     (beam_hardening, 0.08),
     (scalp_hematoma, 0.08),
+    (wide_furrows, 0.12),
 )
 """Each with its share."""
