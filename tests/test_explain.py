@@ -23,15 +23,13 @@ from hemolens.errors import ConfigError, InputError, ModelError
 from hemolens.explain.energy import energy_inside
 from hemolens.explain.maps import GradientMapper
 from hemolens.explain.pictures import OverlayArtist
-from hemolens.models.rebuild import rebuild_network
 from hemolens.explain.report import shown_first, write_explanation
 from hemolens.explain.report import to_mapping as explained_mapping
 from hemolens.explain.run import ExplainConfig, Explanation, explain
 from hemolens.explain.subject import Subject, layer_names, of_network, open_subject
 from hemolens.explain.truth import TrueMask, read_truth
 from hemolens.geometry import Stack
-from hemolens.inference.registry import DEFAULT_MODEL, load_model
-from hemolens.inference.runtime import open_runtime
+from hemolens.inference.registry import DEFAULT_MODEL
 from hemolens.labels import FINDING_NAMES
 from hemolens.models.cnn2d import CNN2dConfig
 from hemolens.models.cnn3d import CNN3dConfig
@@ -41,7 +39,7 @@ from hemolens.models.resnet2d import ResNet2dConfig
 from hemolens.models.sequence import SequenceConfig
 from hemolens.models.unet2d import UNet2dConfig
 from hemolens.models.unet3d import UNet3dConfig
-from hemolens.preprocessing.pipeline import PreprocessConfig, prepare
+from hemolens.preprocessing.pipeline import PreprocessConfig
 from hemolens.preprocessing.window import to_gray
 from hemolens.reports.nifti import file_affine, file_order, mask_files
 from hemolens.sources.study import read_volume
@@ -140,49 +138,6 @@ def test_without_lesion_or_map_the_score_is_undefined_not_zero() -> None:
 
 
 # The shipped network
-
-
-def test_the_rebuilt_network_is_the_shipped_one(demo: Volume) -> None:
-    model = load_model()
-    network = rebuild_network(model)
-    images = prepare(demo, model.preprocess).contexts[[3, 11, 20]].astype(np.float32)
-    with torch.no_grad():
-        told = network(torch.from_numpy(images))
-    given = open_runtime(model, "onnxruntime").run(images)
-    assert np.abs(told.mask.numpy() - given["mask"]).max() < 1e-3
-    assert np.abs(told.findings.numpy() - given["slice"]).max() < 1e-3
-
-
-@pytest.mark.parametrize(
-    ("network", "words"),
-    [
-        ({"config": {"kind": "effunet2b"}}, "effunet2d"),
-        ({"config": {"kind": "cnn2d"}}, "is not in the file"),
-        (
-            {"config": {"kind": "effunet2d", "decoder_channels": [96, 64, 48, 16]}},
-            "no normalization follows 'decoder.3",
-        ),
-    ],
-)
-def test_a_card_that_names_another_network_is_refused(network: dict[str, Any], words: str) -> None:
-    model = load_model()
-    with pytest.raises(ModelError, match=words) as told:
-        rebuild_network(replace(model, card={**model.card, "network": network}))
-    assert "--method occlusion" in str(told.value)
-
-
-def test_a_network_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were a weight lost on the way, the comparison with the file would tell."""
-    from hemolens.explain import rebuild
-
-    real = rebuild._weights
-    monkeypatch.setattr(
-        rebuild,
-        "_weights",
-        lambda c: {n: w * (1.05 if n == "slice_head.net.1.weight" else 1) for n, w in real(c).items()},
-    )
-    with pytest.raises(ModelError, match="results differ"):
-        rebuild_network(load_model())
 
 
 def test_the_map_lies_on_the_hematoma_and_not_on_a_clean_slice(demo_map: Explanation) -> None:

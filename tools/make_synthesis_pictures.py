@@ -72,7 +72,7 @@ def main() -> None:
     for number, (negative, _) in enumerate(NEGATIVES):
         k = number % len(LEVELS)
         scene = Scene(crops[k].astype(np.float32), skulls[k])
-        image = np.clip(np.rint(scene.image + negative(scene, np.random.default_rng(number + 2))), 0, 255)
+        image = np.clip(np.rint(scene.image + negative(scene, np.random.default_rng(3 * number + 2))), 0, 255)
         tiles.append(np.repeat(image.astype(np.uint8)[:, :, None], 3, axis=2))
     wide = [np.concatenate(tiles[k : k + 5], axis=1) for k in range(0, len(tiles), 5)]
     write(np.concatenate(wide), "synthesis-negatives.png", [])

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from hemolens.config import suggestion
 from hemolens.errors import ConfigError, ModelError
-from hemolens.models.rebuild import rebuild_network
 from hemolens.inference.registry import DEFAULT_MODEL, RUN_CARD, Interface, Model, load_model
 from hemolens.inference.runtime import Runtime, open_runtime
 from hemolens.models.network import Network
+from hemolens.models.rebuild import rebuild_network
 from hemolens.models.sequence import SequenceNetwork
 from hemolens.preprocessing.pipeline import PreprocessConfig
 

@@ -100,8 +100,10 @@ def loosen(network: Network, images: torch.Tensor) -> None:
 def _as_pretrained(convolution: nn.Conv2d, norm: nn.BatchNorm2d, donor: nn.Module) -> None:
     """Undo the folding with the statistics and the scale of `donor`."""
     assert isinstance(donor, nn.BatchNorm2d)
-    assert donor.running_mean is not None and donor.running_var is not None
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert donor.running_mean is not None
+    assert donor.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = donor.weight / torch.sqrt(donor.running_var + donor.eps)
     told = scale.abs() >= SMALLEST_SCALE
     one = torch.ones_like(scale)
@@ -116,14 +118,14 @@ def _as_measured(network: Network, norms: Sequence[nn.BatchNorm2d], images: torc
     """Set the statistics of folded normalization to those of what it is given for `images`."""
     given: dict[int, torch.Tensor] = {}
     hooks = [
-        norm.register_forward_hook(lambda layer, inputs, output: given.update({id(layer): inputs[0]}))
-        for norm in norms
+        norm.register_forward_hook(lambda layer, inputs, output: given.update({id(layer): inputs[0]})) for norm in norms
     ]
     network(images)
     for hook in hooks:
         hook.remove()
     for norm in norms:
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         variance, mean = torch.var_mean(given[id(norm)], dim=(0, 2, 3))
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)

@@ -167,7 +167,7 @@ def kept_weights(source: Path) -> dict[str, Any]:
         raise InputError(
             source,
             "holds no weights to go on from",
-            f"Name the folder of a training run, which holds {BEST}; a network that was exported cannot learn on.",
+            f"Name the folder of a training run, which holds {BEST}, or a model that ships (hemolens models list).",
         )
     return dict(load_state(path)["weights"])
 
