@@ -24,7 +24,7 @@ from hemolens.training.store import build_store  # noqa: E402
 from hemolens.volume import Volume  # noqa: E402
 from training_cases import heads  # noqa: E402
 
-SHIPPED = {"start": "ich-effunet2d-2", "network.edema": True, "network.head": "attended"}
+SHIPPED = {"start": "ich-effunet2d-4", "network.edema": True, "network.head": "attended"}
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,9 @@ def test_a_run_starts_from_a_model_that_ships(store: Any, shown: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"network.edema": False}, "ich-effunet2d-2 is another network. Set network.edema=true."),
+        ({"network.edema": False}, "ich-effunet2d-4 is another network. Set network.edema=true."),
         ({"network.head": "pooled"}, 'Set network.head="attended".'),
-        ({"start": "ich-effunet2d-2-int8"}, "is in 8 bits, which has no gradients. Use ich-effunet2d-2."),
+        ({"start": "ich-effunet2d-4-int8"}, "is in 8 bits, which has no gradients. Use ich-effunet2d-4."),
     ],
 )
 @pytest.mark.slow
