@@ -214,8 +214,10 @@ def test_the_commands_of_the_page_run_in_their_order(
         if words[0] != "data":
             given = {word.split("=")[0] for word in words if "=" in word}
             words = [word for word in words if not word.startswith(("epochs=", "network.width="))]
-            words += [f"{key}={value}" for key, value in small.items() if key not in given - {"network.width"}]
+            shape = {"network.width", "network.depth"}  # of a U-Net
+            left = given | shape if "effunet2d" in words else given - {"network.width"}
+            words += [f"{key}={value}" for key, value in small.items() if key not in left]
         assert main([*words, "--quiet"]) == exits.DONE, (line, capsys.readouterr().err)
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {
-        "unet2d", "longer", "unet2d-fold1", "unet2d-tune", "best", "second", "third",
+        "unet2d", "longer", "unet2d-fold1", "unet2d-tune", "best", "second", "own", "third",
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hemolens.models.rebuild import loosen, rebuild_network  # noqa: E402
 from hemolens.preprocessing.pipeline import prepare  # noqa: E402
 from hemolens.sources.study import read_volume  # noqa: E402
 from hemolens.training.config import load_preset  # noqa: E402
-from hemolens.training.run import first_network  # noqa: E402
+from hemolens.training.run import first_network, run_training, settle  # noqa: E402
 from hemolens.training.store import build_store  # noqa: E402
 from hemolens.volume import Volume  # noqa: E402
 from training_cases import heads  # noqa: E402
@@ -107,15 +108,19 @@ def test_a_rebuilt_network_can_learn_on(shown: Any) -> None:
 
 @pytest.mark.slow
 def test_a_run_starts_from_a_model_that_ships(store: Any, shown: Any) -> None:
-    config = load_preset("effunet2d", SHIPPED)
-    network = first_network(config, store).eval()
+    def begun(**settings: Any) -> Any:
+        network = first_network(load_preset("effunet2d", {**SHIPPED, **settings}))
+        settle(network, store)
+        return network
+
     with torch.no_grad():
-        assert (network(shown).mask - rebuild_network(load_model())(shown).mask).abs().max() < 1e-3
-        anew = first_network(load_preset("effunet2d", {**SHIPPED, "start_anew": ("slice_head",)}), store).eval()
-        assert torch.equal(anew(shown).mask, network(shown).mask)
-        assert not torch.allclose(anew(shown).findings, network(shown).findings, atol=0.1)
-        pooled = load_preset("effunet2d", {**SHIPPED, "network.head": "pooled", "start_anew": ("slice_head",)})
-        assert torch.equal(first_network(pooled, store).eval()(shown).mask, network(shown).mask)
+        whole, shipped = begun()(shown), rebuild_network(load_model())(shown)
+        assert (whole.mask - shipped.mask).abs().max() < 1e-3
+        anew = begun(start_anew=("slice_head",))(shown)
+        assert torch.equal(anew.mask, whole.mask)
+        assert not torch.allclose(anew.findings, whole.findings, atol=0.1)
+        pooled = begun(**{"network.head": "pooled", "start_anew": ("slice_head",)})(shown)
+        assert torch.equal(pooled.mask, whole.mask)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +132,11 @@ def test_a_run_starts_from_a_model_that_ships(store: Any, shown: Any) -> None:
     ],
 )
 @pytest.mark.slow
-def test_a_model_that_a_run_cannot_start_from_is_told(store: Any, settings: dict[str, Any], words: str) -> None:
+def test_a_model_that_a_run_cannot_start_from_is_told_before_anything_is_decoded(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    config = load_preset("effunet2d", {**SHIPPED, **settings})
     with pytest.raises((ConfigError, ModelError)) as told:
-        first_network(load_preset("effunet2d", {**SHIPPED, **settings}), store)
+        run_training(config, heads(tmp_path / "data"), None, 0, tmp_path / "run", cache=tmp_path / "cache")
     assert words in str(told.value)
+    assert not (tmp_path / "cache").exists()

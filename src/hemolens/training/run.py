@@ -150,12 +150,14 @@ def _run(
         split = split or read_split(out / SPLIT)
         chosen = split.fold(fold)
         _check_data(config, datasets, split, chosen)
+        torch.manual_seed(config.seed)
+        network = first_network(config)
+        data = replace(config.data, depth=network.depth) if network.sample == "volume" else config.data
         stores = _stores(
             config, datasets, split, chosen, cache or out / CACHE, progress if fabric.is_global_zero else None
         )
-        torch.manual_seed(config.seed)
-        network = first_network(config, stores[0])
-        data = replace(config.data, depth=network.depth) if network.sample == "volume" else config.data
+        if _from_shipped(config):
+            settle(network, stores[0])
         if fabric.is_global_zero:
             _write_beginning(config, datasets, split, fold, out, resume=resume)
         fabric.barrier()
@@ -209,26 +211,28 @@ def _check_data(config: TrainConfig, datasets: Sequence[DataSet], split: Split, 
         raise ConfigError("This fold has no validation side: set select=last, which needs none.")
 
 
-def first_network(config: TrainConfig, store: Store) -> Network:
-    """Return the network as a run begins with it.
-
-    Parameters
-    ----------
-    store
-        Training cases: the normalization of a model that ships is set by them, and changes with them in training.
-    """
+def first_network(config: TrainConfig) -> Network:
+    """Return the network as a run begins with it; one that starts from a model that ships is still to `settle`."""
     network = build_network(config.network, pretrained=not config.start)
-    if not config.start:
-        return network
-    source = Path(config.start)
-    shipped = not source.exists() and config.start in model_names()
-    given = _shipped_weights(config, store) if shipped else kept_weights(source)
-    load_weights(network, _partly(given, network, config.start_anew), source)
+    if config.start:
+        given = _shipped_weights(config) if _from_shipped(config) else kept_weights(Path(config.start))
+        load_weights(network, _partly(given, network, config.start_anew), Path(config.start))
     return network
 
 
-def _shipped_weights(config: TrainConfig, store: Store) -> dict[str, Any]:
-    """Return the weights of the model of that name, made ready to learn on."""
+def settle(network: Network, store: Store) -> None:
+    """Set the normalization of a network from a model that ships by training slices, which will go on changing it."""
+    shown = np.linspace(0, len(store.items) - 1, min(SETTLING, len(store.items))).astype(int)
+    images = np.stack([store.sample(int(k)).images for k in shown]).astype(np.float32)
+    loosen(network.eval(), torch.from_numpy(images[:, 1:2] if network.channels == 1 else images))
+
+
+def _from_shipped(config: TrainConfig) -> bool:
+    return bool(config.start) and not Path(config.start).exists() and config.start in model_names()
+
+
+def _shipped_weights(config: TrainConfig) -> dict[str, Any]:
+    """Return the weights of the model of that name, or say which settings its network needs."""
     rebuilt = rebuild_network(load_model(config.start))
     own, other = (dotted({"network": to_mapping(c)}) for c in (config.network, rebuilt.config))
     parts = tuple(f"network.{UNLIKE[name]}" for name in config.start_anew if name in UNLIKE)
@@ -236,9 +240,6 @@ def _shipped_weights(config: TrainConfig, store: Store) -> dict[str, Any]:
     if differing:
         settings = " ".join(f"{key}={json.dumps(other[key])}" for key in differing)
         raise ConfigError(f"start: {config.start} is another network. Set {settings}.")
-    shown = np.linspace(0, len(store.items) - 1, min(SETTLING, len(store.items))).astype(int)
-    images = np.stack([store.sample(int(k)).images for k in shown]).astype(np.float32)
-    loosen(rebuilt, torch.from_numpy(images[:, 1:2] if rebuilt.channels == 1 else images))
     return rebuilt.state_dict()
 
 
