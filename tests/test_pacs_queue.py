@@ -277,6 +277,17 @@ def test_a_postgres_that_does_not_answer_is_told_without_its_password() -> None:
     assert "geheim" not in str(caught.value)
 
 
+def test_a_host_that_joins_does_not_wait_for_one_at_work(postgres: Postgres) -> None:
+    """Making tables that are there takes locks all the same: two hosts once deadlocked so."""
+    import psycopg
+
+    url = postgres.fresh()
+    open_queue(url).close()
+    with psycopg.connect(url) as at_work:
+        at_work.execute("LOCK TABLE series, instances, jobs, deliveries IN ROW EXCLUSIVE MODE")
+        open_queue(f"{url}?options=-c%20lock_timeout%3D2000").close()
+
+
 def test_a_restarted_postgres_is_found_again(postgres: Postgres) -> None:
     queue = open_queue(postgres.fresh())
     fill(queue)

@@ -102,6 +102,6 @@ def test_effunet2d_trains_on_real_slices(data: Path, tmp_path: Path) -> None:
         ("ct_ich/058", "ct_ich/100") if "058" in patients else ("ct_ich/100", "ct_ich/070"), ("ct_ich/078",), ()
     )
     split = Split("patient", 0, {"ct_ich": patients}, (fold,))
-    result = check(settings("effunet2d", 64), datasets, split, tmp_path, falls=0.9)
+    result = check(settings("effunet2d", 64, batch=12, steps=36), datasets, split, tmp_path, falls=0.9)
     assert {"mask_bce", "mask_dice", "subtype", "outside", "findings"} <= result.rows[-1].keys()
     assert "val_loss" in result.rows[-1]

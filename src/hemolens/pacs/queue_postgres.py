@@ -10,7 +10,7 @@ from typing import Any
 
 from hemolens.errors import DependencyError, QueueError
 from hemolens.pacs.queue_sql import Row, SqlQueue
-from hemolens.pacs.queue_tables import make_tables
+from hemolens.pacs.queue_tables import make_tables, tables_fit
 
 TYPES = {
     "real": "DOUBLE PRECISION",
@@ -109,7 +109,9 @@ def open_postgres(url: str) -> SqlQueue:
     database = PostgresDatabase(url)
     with database.transaction() as cursor:
         cursor.rows("SELECT pg_advisory_xact_lock(?)", TABLES_LOCK)
-        fits = make_tables(cursor, TYPES)
+        # Making what is there already takes locks all the same, in another order than hosts that are at work.
+        made = cursor.rows("SELECT to_regclass('settings') IS NOT NULL")[0][0]
+        fits = tables_fit(cursor) if made else make_tables(cursor, TYPES)
     if not fits:
         raise QueueError("The PostgreSQL queue was made by another version of hemolens. Name another database.")
     return SqlQueue(database)

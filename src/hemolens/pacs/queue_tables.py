@@ -80,4 +80,9 @@ def make_tables(cursor: Runner, types: dict[str, str]) -> bool:
         cursor.run(table.format(**types))
     cursor.run("INSERT INTO settings VALUES ('salt', ?) ON CONFLICT DO NOTHING", secrets.token_hex(16))
     cursor.run("INSERT INTO settings VALUES ('version', ?) ON CONFLICT DO NOTHING", str(VERSION))
+    return tables_fit(cursor)
+
+
+def tables_fit(cursor: Runner) -> bool:
+    """Return whether the tables that are there are of this version."""
     return bool(cursor.rows("SELECT value FROM settings WHERE key = 'version'")[0][0] == str(VERSION))
