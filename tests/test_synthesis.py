@@ -292,6 +292,9 @@ def test_hard_negatives_show_and_lie_where_they_belong(negative: object, share: 
         assert np.average(head.depth, weights=total) < 8
     if name == "wide_furrows":
         assert head.depth[total > 0].max() < 30
+        furrows = [negative(head, np.random.default_rng(seed)) for seed in range(12)]  # type: ignore[operator]
+        assert min(f.min() for f in furrows) < -25  # as dark as fluid
+        assert max(f.max() for f in furrows) <= 10  # crowns are hardly brighter
     assert outside > 0.95 if name == "scalp_hematoma" else outside < 0.02
 
 

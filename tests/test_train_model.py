@@ -24,7 +24,7 @@ def test_each_round_of_self_training_outlines_every_bleeding_slice(
     published, taught, shown = object(), [], []
 
     def run_training(config: Any, datasets: Any, split: Any, fold: int, folder: Path, **_: Any) -> Any:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / tool.PROVENANCE).write_text(json.dumps({"datasets": [], "sessions": []}))
         taught.append(datasets)
         return SimpleNamespace()
@@ -41,3 +41,9 @@ def test_each_round_of_self_training_outlines_every_bleeding_slice(
     tool.train_stages({"preset": "effunet2d", "stage": stages}, split, tmp_path, tmp_path)
     assert shown == [("1", published), ("2", published)]
     assert taught == [published, (published, "pseudo-1"), (published, "pseudo-2"), published]
+
+    shown.clear()
+    experiment = {"preset": "effunet2d", "start": "a-model", "stage": [{**STAGE, "pseudo": True}, STAGE]}
+    stages_told, _ = tool.train_stages(experiment, split, tmp_path, tmp_path / "on")
+    assert shown == [("a-model", published)]  # teaches the first stage, which goes on from it
+    assert [stage["config"]["start"] for stage in stages_told] == ["a-model", "stage 1"]
