@@ -19,7 +19,7 @@ pytest.importorskip("streamlit", reason="needs hemolens[web]")
 
 from dicom_files import Series, write_series
 from hemolens.web import server
-from hemolens.web.house import House, WebSettings
+from hemolens.web.house import LOADING_S, House, WebSettings
 from hemolens.web.server import return_memory
 from hemolens.web.session import put
 from web_cases import dicom_volume, study_of
@@ -122,6 +122,24 @@ def test_memory_is_flat_however_many_users_came_and_went(browser: Any, tmp_path:
     assert held[-1] - held[1] < 5, held
 
 
+@pytest.mark.slow
+def test_a_page_that_loads_longer_than_a_room_may_be_idle_finds_its_room(browser: Any) -> None:
+    """A busy computer or a slow line: from the cookie to the first run of the page it may take many seconds."""
+    with served(idle_s=0.5) as url:
+        page = browser.new_context().new_page()
+        page.set_default_timeout(WAIT)
+        held: list[Any] = []
+        page.route("**/index.*.js", lambda route: held.append(route))
+        page.goto(url, wait_until="commit")
+        page.wait_for_timeout(4000)  # the server looks for empty rooms every quarter of a second
+        for route in held:
+            route.continue_()
+        page.get_by_role("button", name="Choose files").or_(page.get_by_text("Reload the page")).wait_for()
+        assert page.get_by_role("button", name="Choose files").is_visible()
+        page.context.close()
+    assert held
+
+
 def test_a_page_that_was_left_is_told_once_and_not_if_it_comes_back() -> None:
     now = [0.0]
     here = House(clock=lambda: now[0])
@@ -141,6 +159,8 @@ def test_a_room_that_was_left_keeps_nothing_alive(tmp_path: Path) -> None:
     now = [0.0]
     here = House(WebSettings(idle_s=10.0), clock=lambda: now[0])
     room = here.room(None)
+    here.enter(room)
+    here.leave(room)
     put(room, study_of(dicom_volume(tmp_path)))
     study = weakref.ref(next(iter(room.studies.values())))
     volume = weakref.ref(study().volume)  # type: ignore[union-attr]  # it is alive
@@ -151,6 +171,16 @@ def test_a_room_that_was_left_keeps_nothing_alive(tmp_path: Path) -> None:
     return_memory()
     assert study() is None
     assert volume() is None
+
+
+def test_a_room_waits_for_its_first_page_but_not_for_ever() -> None:
+    now = [0.0]
+    here = House(WebSettings(idle_s=10.0), clock=lambda: now[0])
+    room = here.room(None)
+    now[0] = LOADING_S
+    assert (here.sweep(), here.known(room.token)) == (0, room)
+    now[0] = LOADING_S + 1
+    assert (here.sweep(), here.known(room.token)) == (1, None)
 
 
 def test_a_page_that_came_back_unannounced_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ MAX_BATCHES = 4
 """Uploads that one browser may have open at once."""
 MAX_ROOMS = 200
 """Rooms beyond this are refused: memory is not without end."""
+LOADING_S = 60.0
+"""From a room's cookie to the first run of its page it may take so long; an empty room waits for it at least that."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Room:
     batches: dict[str, Batch] = field(default_factory=dict)
     """Files that are being dropped, and those that no analysis has taken yet."""
     visitors: int = 0
+    entered: bool = False
+    """Whether a page has been in it yet."""
     left: float = field(default_factory=time.monotonic)
 
     def batch(self, key: str, limit: int) -> Batch:
@@ -174,6 +178,7 @@ class House:
         with self._lock:
             self._rooms.setdefault(room.token, room)
             room.visitors += 1
+            room.entered = True
             self._left.pop(page, None)
 
     def leave(self, room: Room, page: str = "") -> None:
@@ -194,10 +199,14 @@ class House:
             return gone
 
     def sweep(self) -> int:
-        """Empty the rooms that nobody has been in for `WebSettings.idle_s`; return how many."""
+        """Empty the rooms that nobody has been in for `WebSettings.idle_s`; return how many.
+
+        One that was never entered waits for its page at least `LOADING_S`.
+        """
         with self._lock:
-            now = self.clock()
-            gone = [r for r in self._rooms.values() if not r.visitors and now - r.left > self.settings.idle_s]
+            now, idle_s = self.clock(), self.settings.idle_s
+            empty = [r for r in self._rooms.values() if not r.visitors]
+            gone = [r for r in empty if now - r.left > (idle_s if r.entered else max(idle_s, LOADING_S))]
             for room in gone:
                 self._close(room)
             return len(gone)
