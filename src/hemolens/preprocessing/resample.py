@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,26 @@ class Crop:
         """Sample the crop from ``(…, rows, columns)``; low-pass filtered where it shrinks, 0 outside the image."""
         rows = _weights(self.row_start, self.rows / self.size, self.size, slices.shape[-2])
         columns = _weights(self.column_start, self.columns / self.size, self.size, slices.shape[-1])
-        return np.asarray(rows @ slices.astype(np.float32) @ columns.T, dtype=np.float32)
+        return _resampled(slices.astype(np.float32), rows, columns)
 
     def restore(self, samples: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
         """Sample ``(…, size, size)`` back onto a slice of `shape`; 0 outside the crop."""
         row_step, column_step = self.size / self.rows, self.size / self.columns
         rows = _weights(-self.row_start * row_step, row_step, shape[0], self.size, hold=True)
         columns = _weights(-self.column_start * column_step, column_step, shape[1], self.size, hold=True)
-        return np.asarray(rows @ samples @ columns.T, dtype=np.float32)
+        return _resampled(samples, rows, columns)
 
 
-def _weights(start: float, step: float, outputs: int, inputs: int, hold: bool = False) -> NDArray[np.float32]:
-    """Return the ``(outputs, inputs)`` matrix of a triangle filter as wide as the coarser of the two grids.
+def _resampled(slices: NDArray[np.float32], rows: sparse.csr_array, columns: sparse.csr_array) -> NDArray[np.float32]:
+    """Return ``rows @ slice @ columns.T`` of each slice of ``(…, rows, columns)``."""
+    found = np.empty((*slices.shape[:-2], rows.shape[0], columns.shape[0]), dtype=np.float32)
+    for place in np.ndindex(slices.shape[:-2]):
+        found[place] = rows @ (columns @ slices[place].T).T
+    return found
+
+
+def _weights(start: float, step: float, outputs: int, inputs: int, hold: bool = False) -> sparse.csr_array:
+    """Return the sparse ``(outputs, inputs)`` matrix of a triangle filter as wide as the coarser of the two grids.
 
     Output ``i`` is centered at ``start + (i + 0.5) * step - 0.5``. Its weights sum to 1 over an endless grid, of which
     `inputs` are there and the rest is 0. With `hold`, the outermost input carries on for half a sample beyond its
@@ -68,4 +77,4 @@ def _weights(start: float, step: float, outputs: int, inputs: int, hold: bool = 
     else:
         near = np.floor(centers)[:, None] + np.arange(-int(support) - 1, int(support) + 3)
         weights /= np.maximum(0.0, 1.0 - np.abs(centers[:, None] - near) / support).sum(axis=1, keepdims=True)
-    return np.asarray(weights, dtype=np.float32)
+    return sparse.csr_array(weights.astype(np.float32))
