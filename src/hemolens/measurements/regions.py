@@ -112,7 +112,7 @@ def find_patches(labels: NDArray[np.uint8], stack: Stack | None, scale: Scale) -
             patch_map[k][box][found > 0] = found[found > 0] + len(slices)
             slices += [int(k)] * count
             subtypes += [int(value)] * count
-        edges.append(_touching(patch_map[k]))
+        edges.append(_touching(patch_map[k][box]))
         if k and patch_map[k - 1].any():
             edges.append(_linked(patch_map[k - 1], patch_map[k], _Step.between(stack, int(k) - 1)))
     counts = np.bincount(patch_map.ravel(), minlength=len(slices) + 1)[1:]
