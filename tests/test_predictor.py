@@ -13,10 +13,12 @@ import pytest
 from hemolens.demo import demo_source
 from hemolens.errors import ConfigError, ModelError
 from hemolens.geometry import Stack
-from hemolens.inference.predictor import Predictor
+from hemolens.inference.predictor import Predictor, Scores, _in_halves, _subtype_map
 from hemolens.inference.registry import DEFAULT_MODEL, list_models, load_model
 from hemolens.inference.runtime import available_runtimes, open_runtime
 from hemolens.labels import FINDING_NAMES
+from hemolens.preprocessing.pipeline import Orientation, Prepared
+from hemolens.preprocessing.resample import Crop
 from hemolens.sources.study import ReadOptions, read_volume
 from hemolens.volume import Volume
 
@@ -155,19 +157,29 @@ def test_thin_slices_give_about_the_same_volume(predictor: Predictor) -> None:
     assert volumes[1] / 5 == pytest.approx(volumes[0], rel=0.25)
 
 
+def prepared_as_it_is(n: int, size: int, orientation: Orientation) -> Prepared:
+    """Return a way back to slices of the same size as the network's."""
+    gray = np.zeros((n, size, size), np.uint8)
+    seen = np.stack([gray] * 3, axis=1)
+    crop = Crop(0, 0, size, size, size)
+    return Prepared(gray, gray == 0, seen, orientation, crop, (n, size, size), np.arange(n) * 5.0)
+
+
+def test_half_precision_keeps_a_probability_and_holds_no_number_below_its_normal_ones() -> None:
+    prepared = prepared_as_it_is(2, 32, Orientation())
+    probability = np.geomspace(1e-12, 1, 2 * 32 * 32).astype(np.float32).reshape(2, 32, 32)
+    found = _in_halves(prepared, probability)
+    smallest = np.finfo(np.float16).smallest_normal
+    assert (found[probability < smallest] == 0).all()
+    kept = probability >= smallest
+    assert found[kept].astype(float) == pytest.approx(probability[kept], rel=2**-10)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_subtypes_stay_in_the_slice_of_their_blood(flip: bool) -> None:
     """Only slices with blood are brought back; each must get its own subtype, whichever way the slices run."""
-    from hemolens.inference.predictor import Scores, _subtype_map
-    from hemolens.preprocessing.pipeline import Orientation, Prepared
-    from hemolens.preprocessing.resample import Crop
-
     n, size = 6, 32
-    gray = np.zeros((n, size, size), np.uint8)
-    prepared = Prepared(
-        gray, gray == 0, np.stack([gray] * 3, axis=1), Orientation(flip_slices=flip), Crop(0, 0, size, size, size),
-        (n, size, size), np.arange(n) * 5.0,
-    )  # fmt: skip
+    prepared = prepared_as_it_is(n, size, Orientation(flip_slices=flip))
     blood, subtypes = np.zeros((n, size, size), np.float32), np.zeros((n, 5, size, size), np.float32)
     for k, kind in ((0, 1), (1, 4)):  # off the middle, so that a wrong order cannot look right
         blood[k, 8:20, 8:20], subtypes[k, kind] = 1.0, 1.0

@@ -189,7 +189,7 @@ class Predictor:
         assert scores.blood is not None
         log_odds = self.model.calibration.slices(scores.evidence(prepared, self.model.preprocess.context_mm))
         study, interval = self.model.calibration.study(log_odds)
-        blood = prepared.restore(scores.blood).astype(np.float16)
+        blood = _in_halves(prepared, scores.blood)
         return Prediction(
             blood=blood,
             subtype=_subtype_map(prepared, scores, blood),
@@ -199,7 +199,7 @@ class Predictor:
             mask_threshold=self.model.thresholds.mask,
             study_threshold=self.model.thresholds.study,
             model=self.model.identity,
-            edema=None if scores.edema is None else prepared.restore(scores.edema).astype(np.float16),
+            edema=None if scores.edema is None else _in_halves(prepared, scores.edema),
             study_band=self.model.calibration.band(),
             sensitive_threshold=self.model.thresholds.sensitive,
             volume_log_ratio=self.model.calibration.volume_log_ratio(),
@@ -207,19 +207,30 @@ class Predictor:
         )
 
 
+def _in_halves(prepared: Prepared, probability: Float) -> NDArray[np.float16]:
+    """Bring a probability onto the source grid in half precision.
+
+    Below that precision's smallest normal number, 0.00006, it is 0: such numbers are 25 times as slow to convert.
+    """
+    normal = np.where(probability < np.finfo(np.float16).smallest_normal, np.float32(0), probability)
+    return prepared.restore(normal).astype(np.float16)
+
+
 def _subtype_map(prepared: Prepared, scores: Scores, blood: NDArray[np.float16]) -> NDArray[np.uint8]:
     """Return the likeliest subtype of every voxel that may be blood; one subtype is on the source grid at a time."""
     assert scores.subtypes is not None
-    labels = np.zeros(blood.shape, dtype=np.uint8)
-    shown = np.flatnonzero((blood >= SUBTYPE_FLOOR).any(axis=(1, 2)))
+    possible = blood >= SUBTYPE_FLOOR
+    shown = np.flatnonzero(possible.any(axis=(1, 2)))
     chosen = np.sort(prepared.restore_slices(np.arange(len(blood)))[shown])
-    best = np.zeros((len(shown), *blood.shape[1:]), dtype=np.float32)
+    wanted = possible[shown]
+    best = np.zeros(np.count_nonzero(wanted), dtype=np.float32)
+    likeliest = np.zeros(best.shape, dtype=np.uint8)
     for index in range(scores.subtypes.shape[1]):
-        share = prepared.restore(np.ascontiguousarray(scores.subtypes[chosen, index]))
+        share = prepared.restore(np.ascontiguousarray(scores.subtypes[chosen, index]))[wanted]
         higher = share > best
-        labels[shown] = np.where(higher, index + 1, labels[shown])
-        best = np.maximum(best, share)
-    labels[blood < SUBTYPE_FLOOR] = 0
+        likeliest[higher], best[higher] = index + 1, share[higher]
+    labels = np.zeros(blood.shape, dtype=np.uint8)
+    labels[possible] = likeliest
     return labels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,7 @@ def _resampled(slices: NDArray[np.float32], rows: sparse.csr_array, columns: spa
     return found
 
 
+@lru_cache(maxsize=8)  # a scan's slices are alike
 def _weights(start: float, step: float, outputs: int, inputs: int, hold: bool = False) -> sparse.csr_array:
     """Return the sparse ``(outputs, inputs)`` matrix of a triangle filter as wide as the coarser of the two grids.
 
