@@ -104,22 +104,22 @@ def find_patches(labels: NDArray[np.uint8], stack: Stack | None, scale: Scale) -
     patch_map = np.zeros(labels.shape, dtype=np.int32)
     slices: list[int] = []
     subtypes: list[int] = []
+    pixels: list[int] = []
     edges: list[NDArray[np.int64]] = [np.empty((0, 2), dtype=np.int64)]
     for k in np.flatnonzero(labels.any(axis=(1, 2))):
         box = ndimage.find_objects((labels[k] > 0).astype(np.int8))[0]
         for value in np.flatnonzero(np.bincount(labels[k][box].ravel())[1:]) + 1:
             found, count = ndimage.label(labels[k][box] == value, EIGHT)
             patch_map[k][box][found > 0] = found[found > 0] + len(slices)
+            pixels += np.bincount(found.ravel())[1:].tolist()
             slices += [int(k)] * count
             subtypes += [int(value)] * count
         edges.append(_touching(patch_map[k][box]))
         if k and patch_map[k - 1].any():
-            edges.append(_linked(patch_map[k - 1], patch_map[k], _Step.between(stack, int(k) - 1)))
-    counts = np.bincount(patch_map.ravel(), minlength=len(slices) + 1)[1:]
+            edges.append(_linked(patch_map[k - 1], patch_map[k], box, _Step.between(stack, int(k) - 1)))
     where = np.asarray(slices, dtype=np.int64)
-    return Patches(
-        patch_map, where, np.asarray(subtypes, dtype=np.int64), counts * scale.weights[where], np.concatenate(edges)
-    )
+    sizes = np.asarray(pixels, dtype=np.int64) * scale.weights[where]
+    return Patches(patch_map, where, np.asarray(subtypes, dtype=np.int64), sizes, np.concatenate(edges))
 
 
 def settle_subtypes(patches: Patches, split_size: float) -> NDArray[np.int64]:
@@ -239,12 +239,18 @@ def _touching(patch_slice: NDArray[np.int32]) -> NDArray[np.int64]:
     return _unique_pairs((a[(a != b) & (a > 0) & (b > 0)], b[(a != b) & (a > 0) & (b > 0)]) for a, b in pairs)
 
 
-def _linked(below: NDArray[np.int32], above: NDArray[np.int32], step: _Step | None) -> NDArray[np.int64]:
-    """Return the pairs of patches of two neighboring slices that come within the step's reach."""
+def _linked(
+    below: NDArray[np.int32], above: NDArray[np.int32], box: tuple[slice, slice], step: _Step | None
+) -> NDArray[np.int64]:
+    """Return the pairs of patches of two neighboring slices that come within the step's reach.
+
+    All patches of `above` lie in its `box`.
+    """
     if step is None:
         return np.empty((0, 2), dtype=np.int64)
     # Where two patches do not lie over each other, the nearest pixel of the upper one is on its edge.
-    everywhere, edge = np.argwhere(above), np.argwhere(_edge(above))
+    corner = (box[0].start, box[1].start)
+    everywhere, edge = np.argwhere(above[box]) + corner, np.argwhere(_edge(above[box])) + corner
     padded = np.pad(below, 1)
     limit = np.array(below.shape) + 1
     pairs = []
