@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hemolens.inference.registry import list_models
+from hemolens.inference.registry import DEFAULT_MODEL, list_models
 from scripts import script
 
 
@@ -39,6 +41,31 @@ def test_the_comparison_of_painted_bleeds_is_that_of_the_results() -> None:
     assert text == bench.filled(text, json.loads(bench.RESULTS.read_text("utf-8"))), (
         "run benchmarks/synthesis.py --page"
     )
+
+
+def test_the_curve_in_the_log_is_that_of_its_table() -> None:
+    tool = script("tools", "make_experiments_curve")
+    log = tool.LOG.read_text("utf-8")
+    table = tool.read_table(log)
+    with Image.open(tool.PICTURE) as picture:
+        assert picture.text["Description"] == table.digest, "run tools/make_experiments_curve.py"
+    assert f"({tool.PICTURE.name})" in log
+    assert len(table.shipped()) == len(re.findall(r"\bship(?:s|ped)\b", table.text))
+    assert f"`{DEFAULT_MODEL}`" in table.text
+
+
+def test_a_table_of_the_log_is_read_as_it_stands(tmp_path: Path) -> None:
+    tool = script("tools", "make_experiments_curve")
+    head = f"| # | step | {' | '.join(tool.GOALS)} |\n|---|---|---|---|---|---|---|\n"
+    rows = "| 1 | first, shipped | 0.5 | 0.1 | 0.9 | 4.5 % | - |\n| 2 | second | 0.6 | - | 0.95 | 3 % | 0.4 |\n"
+    table = tool.read_table(f"# Log\n\n| no | table |\n\n{tool.HEADING}\n\n{head}{rows}\n## More\n\n| other |\n")
+    assert table.points("clean slices over 50 mm²") == ([1, 2], [4.5, 3.0])
+    assert table.points("CT-ICH 77-79, pooled Dice") == ([1], [0.1])
+    assert table.points("edema, pooled Dice") == ([2], [0.4])
+    assert table.shipped() == {1}
+    tool.draw(table, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.text["Description"] == table.digest
 
 
 def test_what_is_measured_on_a_bleed_is_what_was_drawn() -> None:
