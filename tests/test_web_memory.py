@@ -130,7 +130,8 @@ def test_a_page_that_loads_longer_than_a_room_may_be_idle_finds_its_room(browser
         page.set_default_timeout(WAIT)
         held: list[Any] = []
         page.route("**/index.*.js", lambda route: held.append(route))
-        page.goto(url, wait_until="commit")
+        with page.expect_request("**/index.*.js"):
+            page.goto(url, wait_until="commit")
         page.wait_for_timeout(4000)  # the server looks for empty rooms every quarter of a second
         for route in held:
             route.continue_()
