@@ -14,7 +14,7 @@ from hemolens.measurements.lesions import (
     number_lesions,
     smallest_size,
 )
-from hemolens.measurements.regions import LINK_MAX_GAP_MM, SPLIT_ML
+from hemolens.measurements.regions import LINK_MAX_GAP_MM, SPLIT_ML, Scale, find_patches
 from phantom import Ellipsoid, build_stack, lesions_on_stacks, sample
 from predictions import predict, volume_of
 
@@ -64,6 +64,17 @@ def test_lesions_are_numbered_by_size_and_carry_their_hu() -> None:
     numbers = number_lesions(label_map)
     assert (numbers[mask.labels == 4] == 1).all()
     assert (numbers[mask.labels == 2] == 2).all()
+
+
+def test_each_patch_of_a_slice_is_weighed_by_its_own_pixels() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, (3, 20, 24)).astype(np.uint8)
+    patches = find_patches(labels, grid(3), Scale(np.array([1.0, 2.0, 3.0]), False))
+    assert len(patches) > 100
+    for number in range(len(patches)):
+        where = np.argwhere(patches.map == number + 1)
+        assert set(where[:, 0]) == {patches.slices[number]}
+        assert set(labels[tuple(where.T)]) == {patches.subtypes[number]}
+        assert patches.sizes[number] == len(where) * (1 + patches.slices[number])
 
 
 def test_equal_lesions_are_numbered_from_the_bottom_up() -> None:

@@ -165,6 +165,16 @@ def prepared_as_it_is(n: int, size: int, orientation: Orientation) -> Prepared:
     return Prepared(gray, gray == 0, seen, orientation, crop, (n, size, size), np.arange(n) * 5.0)
 
 
+def test_a_voxel_is_of_its_likeliest_subtype() -> None:
+    prepared = prepared_as_it_is(3, 32, Orientation())
+    rng = np.random.default_rng(0)
+    blood = rng.uniform(0, 0.5, (3, 32, 32)).astype(np.float32)
+    blood[1] = 0
+    subtypes = rng.dirichlet(np.ones(5), (3, 32, 32)).astype(np.float32).transpose(0, 3, 1, 2)
+    labels = _subtype_map(prepared, Scores(blood, subtypes, None), blood.astype(np.float16))
+    assert np.array_equal(labels, np.where(blood.astype(np.float16) >= 0.1, subtypes.argmax(axis=1) + 1, 0))
+
+
 def test_half_precision_keeps_a_probability_and_holds_no_number_below_its_normal_ones() -> None:
     prepared = prepared_as_it_is(2, 32, Orientation())
     probability = np.geomspace(1e-12, 1, 2 * 32 * 32).astype(np.float32).reshape(2, 32, 32)
