@@ -1,4 +1,4 @@
-"""Maps follow the lesion, lie on the grid of the scan, and are scored by a formula that chance cannot fool."""
+"""Maps follow the lesion and lie on the grid of the scan."""
 
 from __future__ import annotations
 
@@ -14,22 +14,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hemolens.cli import exits
-from hemolens.cli.explain import parse_slices
-from hemolens.cli.main import main
-from hemolens.config import to_mapping
+from explain_cases import BLOOD, SMALL, little_head
 from hemolens.demo import demo_source, demo_truth
-from hemolens.errors import ConfigError, InputError, ModelError
-from hemolens.explain.energy import energy_inside
+from hemolens.errors import ConfigError, ModelError
 from hemolens.explain.maps import GradientMapper
 from hemolens.explain.pictures import OverlayArtist
 from hemolens.explain.report import shown_first, write_explanation
 from hemolens.explain.report import to_mapping as explained_mapping
 from hemolens.explain.run import ExplainConfig, Explanation, explain
 from hemolens.explain.subject import Subject, layer_names, of_network, open_subject
-from hemolens.explain.truth import TrueMask, read_truth
+from hemolens.explain.truth import TrueMask
 from hemolens.geometry import Stack
-from hemolens.inference.registry import DEFAULT_MODEL
 from hemolens.labels import FINDING_NAMES
 from hemolens.models.cnn2d import CNN2dConfig
 from hemolens.models.cnn3d import CNN3dConfig
@@ -41,13 +36,10 @@ from hemolens.models.unet2d import UNet2dConfig
 from hemolens.models.unet3d import UNet3dConfig
 from hemolens.preprocessing.pipeline import PreprocessConfig
 from hemolens.preprocessing.window import to_gray
-from hemolens.reports.nifti import file_affine, file_order, mask_files
+from hemolens.reports.nifti import file_affine, file_order
 from hemolens.sources.study import read_volume
-from hemolens.volume import LabelMap, SourceInfo, Volume
-from phantom import ORIENTATIONS
+from hemolens.volume import Volume
 
-BRAIN, BLOOD, SKULL, AIR = 35, 72, 600, -1000
-SMALL = PreprocessConfig(size=64, crop="none", gate=False, mirror=False)
 TINY: dict[str, Any] = {
     "cnn2d": CNN2dConfig(widths=(4, 8), hidden=8),
     "resnet2d": ResNet2dConfig(width=4, blocks=(1, 1, 1, 1)),
@@ -82,59 +74,6 @@ def with_bleed(volume: Volume, index: int, row: int, column: int, radius: int = 
     for k in (index - 1, index, index + 1):
         hu[k][disk], labels[k][disk] = BLOOD, 4
     return replace(volume, hu=hu), labels
-
-
-def little_head(slices: int, side: int, seed: int = 0) -> Volume:
-    """A disk of noisy brain in a ring of bone; as pictures, without geometry."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.ogrid[:side, :side]
-    radius = np.hypot(rows - (side - 1) / 2, columns - (side - 1) / 2)
-    hu = np.where(radius < 0.46 * side, SKULL, AIR) * np.ones((slices, 1, 1))
-    hu = np.where(radius < 0.40 * side, BRAIN + rng.normal(0, 3, hu.shape), hu).astype(np.float32)
-    names = tuple(f"{k + 1}.png" for k in range(slices))
-    return Volume(hu, None, SourceInfo("images", "little", names))
-
-
-# Energy
-
-
-@pytest.mark.parametrize("weights", [None, np.array([1.0, 3.0, 0.5])])
-def test_an_even_map_gets_what_chance_gives(weights: NDArray[np.float64] | None) -> None:
-    head = np.zeros((3, 8, 8), dtype=bool)
-    head[:, 1:7, 1:7] = True
-    lesion = np.zeros_like(head)
-    lesion[1, 2:4, 2:5] = True
-    energy = energy_inside(head.astype(np.float32), lesion, head, weights)
-    share = 6 / 108 if weights is None else 6 * 3.0 / (36 * 4.5)
-    assert energy.inside == pytest.approx(share)
-    assert energy.chance == pytest.approx(share)
-    assert energy.ratio == pytest.approx(1)
-
-
-def test_energy_outside_the_head_counts_against_the_map() -> None:
-    head, lesion = np.zeros((10, 10), dtype=bool), np.zeros((10, 10), dtype=bool)
-    head[:, :5], lesion[0, 0] = True, True
-    values = np.zeros((10, 10), dtype=np.float32)
-    values[0, 0] = values[9, 9] = 1
-    energy = energy_inside(values, lesion, head)
-    assert energy.inside == pytest.approx(0.5)
-    assert energy.chance == pytest.approx(1 / 50)
-    assert energy_inside(values * lesion, lesion, head).inside == pytest.approx(1)
-    assert energy_inside(values * lesion, lesion, head).peak_inside is True
-    assert energy_inside(values * ~lesion, lesion, head).inside == 0
-    assert energy_inside(values * ~lesion, lesion, head).peak_inside is False
-
-
-def test_without_lesion_or_map_the_score_is_undefined_not_zero() -> None:
-    some, none = np.eye(4, dtype=bool), np.zeros((4, 4), dtype=bool)
-    for values, lesion in ((some.astype(np.float32), none), (none.astype(np.float32), some)):
-        energy = energy_inside(values, lesion, some)
-        assert np.isnan(energy.inside)
-        assert energy.peak_inside is None
-    with pytest.raises(ValueError, match="negative"):
-        energy_inside(-some.astype(np.float32), some, some)
-    with pytest.raises(ValueError, match="shape"):
-        energy_inside(some.astype(np.float32), some[:2], some)
 
 
 # The shipped network
@@ -336,90 +275,6 @@ def test_a_scan_shorter_than_a_window_is_explained(subject_3d: Subject) -> None:
     assert found.energy(TrueMask.of(labels), 2).ratio > 1
 
 
-# The true mask
-
-
-@pytest.mark.parametrize("kind", ["dicom", "nifti"])
-@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
-def test_a_mask_that_analyze_wrote_is_read_back(tmp_path: Path, kind: Any, orientation: Any) -> None:
-    row, column = orientation
-    step = tuple(4.0 * float(v) for v in np.cross(row, column))
-    source = SourceInfo(kind, "none.nii.gz", ndarray_axes=(2, 0, 1), ndarray_flips=(True, False, True))
-    volume = Volume(np.zeros((3, 4, 5), np.int16), Stack.regular(3, (1, 2, 3), row, column, (0.5, 0.7), step), source)
-    labels = np.random.default_rng(0).integers(0, 6, volume.shape).astype(np.uint8)
-    path = tmp_path / "mask.nii.gz"
-    path.write_bytes(mask_files(LabelMap(labels, volume))["mask.nii.gz"])
-    truth = read_truth(path, volume)
-    assert np.array_equal(truth.labels, labels)
-    assert truth.known.all()
-    assert np.array_equal(truth.lesion("subdural"), labels == 2)
-    assert np.array_equal(truth.lesion("any", 1), labels[1] > 0)
-    moved = replace(volume, stack=Stack.regular(3, (1, 2, 9), row, column, (0.5, 0.7), step))
-    with pytest.raises(InputError, match=r"lies 6\.0 mm away"):
-        read_truth(path, moved)
-
-
-def test_a_mask_of_one_label_stands_for_every_finding() -> None:
-    truth = TrueMask.of(np.array([[[0, 255]]], dtype=np.uint8))
-    assert truth.of_finding("subdural") == "any blood"
-    assert truth.lesion("subdural").tolist() == [[[False, True]]]
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (np.zeros((5, 4, 2)), "is 5 x 4 x 2 voxels, the scan 5 x 4 x 3"),
-        (np.full((5, 4, 3), 0.4), "other values than labels"),
-        (np.full((5, 4, 3), np.nan), "other values than labels"),
-        (np.full((5, 4, 3), -1.0), "other values than labels"),
-    ],
-)
-def test_a_file_that_is_no_mask_of_the_scan_is_refused(tmp_path: Path, data: NDArray[np.float64], words: str) -> None:
-    volume = Volume(np.zeros((3, 4, 5), np.int16), Stack.regular(3), SourceInfo("dicom", "x"))
-    assert file_order(volume.hu, volume).shape == (5, 4, 3)
-    nib.save(nib.Nifti1Image(data.astype(np.float32), file_affine(volume)), tmp_path / "mask.nii.gz")
-    with pytest.raises(InputError, match=words):
-        read_truth(tmp_path / "mask.nii.gz", volume)
-
-
-def test_files_that_are_no_nifti_are_refused(tmp_path: Path) -> None:
-    volume = Volume(np.zeros((3, 4, 5), np.int16), Stack.regular(3), SourceInfo("dicom", "x"))
-    (tmp_path / "mask.nii").write_bytes(b"no")
-    for name, words in (("mask.nii", "cannot be read"), ("absent.nii", "is not there"), (".", "is no NIfTI")):
-        with pytest.raises(InputError, match=words):
-            read_truth(tmp_path / name, volume)
-
-
-def test_mask_pictures_belong_to_slices_by_name(tmp_path: Path) -> None:
-    volume = little_head(3, 16)
-    mask = np.zeros((16, 16), dtype=np.uint8)
-    mask[2:5, 3:6] = 255
-    Image.fromarray(mask).save(tmp_path / "2_HGE_Seg.png")
-    Image.fromarray(to_gray(volume.hu[0])).save(tmp_path / "1.png")
-    truth = read_truth(tmp_path, volume)
-    assert truth.known.tolist() == [False, True, False]
-    assert np.array_equal(truth.labels[1], mask > 0)
-    one = read_truth(
-        tmp_path / "2_HGE_Seg.png", replace(volume, hu=volume.hu[:1], source=SourceInfo("images", "x", ("a.png",)))
-    )
-    assert one.known.all()
-
-
-def test_wrong_mask_pictures_are_refused(tmp_path: Path) -> None:
-    volume = little_head(2, 16)
-    with pytest.raises(InputError, match="holds no mask named like a slice"):
-        read_truth(tmp_path, volume)
-    Image.fromarray(np.zeros((16, 8), np.uint8)).save(tmp_path / "1.png")
-    with pytest.raises(InputError, match="is 8 x 16 pixels, its slice 16 x 16"):
-        read_truth(tmp_path, volume)
-    (tmp_path / "1.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="cannot be read as a picture"):
-        read_truth(tmp_path, volume)
-    slices = replace(volume, source=replace(volume.source, path_or_uid=str(tmp_path)))
-    with pytest.raises(InputError, match="holds the slices and no masks"):
-        read_truth(tmp_path, slices)
-
-
 # Files and pictures
 
 
@@ -469,140 +324,3 @@ def test_the_folder_holds_maps_on_the_grid_and_scores(tmp_path: Path, demo: Volu
     assert told["slices"][0]["energy_inside"] is None
     assert told["slices"][2]["energy_inside"] == pytest.approx(demo_map.energy(truth, 11).inside, abs=1e-5)
     assert told["notice"].startswith("Research use only")
-
-
-# The command line
-
-
-def save_run(folder: Path, config: Any, preprocess: PreprocessConfig = SMALL) -> Path:
-    from hemolens.training.checkpoint import save_state
-    from hemolens.training.config import TrainConfig, save_config
-
-    folder.mkdir()
-    train = TrainConfig(network=config, preprocess=preprocess, steps=1)
-    save_config(train, folder / "config.toml")
-    network = build_network(config, pretrained=False)
-    save_state(
-        folder / "best.pt",
-        {"network": to_mapping(network.config), "weights": network.state_dict(), "config": to_mapping(train)},
-    )
-    return folder
-
-
-def save_pictures(folder: Path, volume: Volume) -> Path:
-    folder.mkdir()
-    for name, gray in zip(volume.source.slice_names, to_gray(volume.hu), strict=True):
-        Image.fromarray(gray).save(folder / name)
-    return folder
-
-
-@pytest.mark.slow
-def test_the_demo_is_explained_and_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    assert main(["explain", DEFAULT_MODEL, "--demo", "--slices", "11-12", "-o", str(out)]) == exits.DONE
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert "above chance on 2, peak inside on 2" in told.out
-    assert "Research use only" in told.out
-    assert main(["explain", DEFAULT_MODEL, "--demo", "--slices", "11", "-o", str(out)]) == exits.FAILED
-    assert "--overwrite" in capsys.readouterr().err
-    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["011.png", "012.png"]
-
-
-@pytest.mark.parametrize("method", ["gradcam", "occlusion"])
-def test_a_run_folder_explains_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
-    torch.manual_seed(1)
-    run = save_run(tmp_path / "run", CNN2dConfig(widths=(4, 8), hidden=8))
-    pictures = save_pictures(tmp_path / "scan", little_head(3, 64))
-    mask = np.zeros((64, 64), dtype=np.uint8)
-    mask[20:30, 20:30] = 255
-    (tmp_path / "masks").mkdir()
-    Image.fromarray(mask).save(tmp_path / "masks" / "2.png")
-    words = ["explain", str(run), str(pictures), "-o", str(tmp_path / "out"), "--truth", str(tmp_path / "masks")]
-    assert main([*words, "--method", method]) == exits.DONE
-    assert capsys.readouterr().err == ""
-    assert sorted(p.name for p in (tmp_path / "out" / "heatmap").iterdir()) == ["1.png", "2.png", "3.png"]
-    with Image.open(tmp_path / "out" / "heatmap" / "2.png") as heatmap:
-        assert heatmap.size == (64, 64)
-    told = json.loads((tmp_path / "out" / "explain.json").read_text("utf-8"))
-    assert told["model"]["name"] == "run"
-    assert told["truth"]["slices_known"] == 1
-    assert (told["patch_px"] is None) == (method == "gradcam")
-    assert main([*words, "--slices", "2", "--overwrite"]) == exits.DONE
-    assert "nothing to score" in capsys.readouterr().out
-    assert [p.name for p in (tmp_path / "out" / "overlays").iterdir()] == ["3.png"]
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "told"),
-    [
-        (["--slices", "2-3"], exits.FAILED, "has no slice 3. Its 3 slices are numbered 0 to 2."),
-        (["--layer", "blocks.9"], exits.WRONG_USAGE, "run has no layer 'blocks.9'. Did you mean 'blocks."),
-        (["--layer", "slice_head"], exits.FAILED, "Layer 'slice_head' holds no features over the image"),
-        (["--method", "occlusion", "--patch", "65"], exits.WRONG_USAGE, "patch must be at most 64 pixels for run"),
-        (["--truth", "absent.png"], exits.FAILED, "absent.png: is not there"),
-    ],
-)
-def test_what_does_not_fit_the_network_or_the_scan_gets_one_clear_line(
-    words: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = save_run(tmp_path / "run", CNN2dConfig(widths=(4, 8), hidden=8))
-    pictures = save_pictures(tmp_path / "scan", little_head(3, 64))
-    assert main(["explain", str(run), str(pictures), "-o", str(tmp_path / "out"), *words]) == code
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert told in line
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_network_without_findings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = save_run(tmp_path / "run", UNet2dConfig(width=2, depth=2))
-    assert main(["explain", str(run), "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "tells no findings" in told
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "told"),
-    [
-        (["--demo", "--finding", "subdurall"], exits.WRONG_USAGE, "Did you mean 'subdural'?"),
-        (["--demo", "--method", "gradcm"], exits.WRONG_USAGE, "Did you mean 'gradcam'?"),
-        (["--demo", "--slices", "8-x"], exits.WRONG_USAGE, "'8-x' is no slice number or range"),
-        (["--demo", "--slices", "9-8"], exits.WRONG_USAGE, "write 8-9"),
-        (["--demo", "--method", "occlusion", "--layer", "encoder"], exits.WRONG_USAGE, "Leave one of them out"),
-        (["--demo", "--patch", "20"], exits.WRONG_USAGE, "--method occlusion"),
-        ([], exits.WRONG_USAGE, "Name a SOURCE, or use --demo"),
-        (["scan", "--demo"], exits.WRONG_USAGE, "Name a SOURCE, or use --demo"),
-        (["--demo", "--truth", "x.nii"], exits.WRONG_USAGE, "brings its own scan"),
-        (["absent.nii.gz"], exits.FAILED, "absent.nii.gz"),
-        (["--demo", "--window-width", "0"], exits.WRONG_USAGE, "--window-width"),
-    ],
-)
-def test_wrong_input_gets_one_clear_line(
-    words: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["explain", DEFAULT_MODEL, *words, "-o", str(tmp_path / "out")]) == code
-    line = capsys.readouterr().err
-    assert line.startswith("hemolens: ")
-    assert line.count("\n") == 1
-    assert told in line
-    assert not (tmp_path / "out").exists()
-
-
-def test_models_and_folders_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "ich-effunet2d-9", "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
-    assert "Did you mean 'ich-effunet2d-4'?" in capsys.readouterr().err
-    assert main(["explain", str(tmp_path), "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
-    assert "holds no model.json" in capsys.readouterr().err
-    assert main(["explain", DEFAULT_MODEL, "--demo"]) == exits.WRONG_USAGE
-    assert "Missing -o OUT" in capsys.readouterr().err
-    scan = save_pictures(tmp_path / "scan", little_head(1, 64))
-    assert main(["explain", DEFAULT_MODEL, str(scan), "-o", str(tmp_path), "--overwrite"]) == exits.FAILED
-    assert "holds the scan itself" in capsys.readouterr().err
-
-
-def test_slice_lists() -> None:
-    assert parse_slices("3") == [3]
-    assert parse_slices("8-10, 20,8") == [8, 9, 10, 20, 8]
