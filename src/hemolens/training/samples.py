@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.labels import FINDING_NAMES
-from hemolens.sources.datasets.cases import UNKNOWN
+from hemolens.sources.datasets.cases import EDEMA, UNKNOWN
 from hemolens.training.augment import AugmentConfig, compress
 from hemolens.training.draw import Drawn, SampleKind, window_findings
 from hemolens.training.store import SampleVolume, Store
 from hemolens.training.synthesis import Painted, SynthesisConfig, paint, paint_negatives
 
 Arrays = dict[str, Any]
+MASKED = frozenset({"pseudo", "drawn"})
+"""Kinds whose blood is outlined, so that more can be painted beside it."""
 Rng = np.random.Generator
 
 
@@ -66,7 +68,8 @@ class SampleBuilder:
             if painted is not None:
                 images = painted.images
                 if painted.labels.any():
-                    labels, findings = painted.labels[1], _with_painted(findings, painted.labels[1])
+                    findings = _with_painted(findings, painted.labels[1])
+                    labels = _over(painted.labels[1], labels)
             images = images[1:2] if self.channels == 1 else images
             images = compress(images, self.augment, rng)
         elif self.channels == 1:
@@ -124,8 +127,8 @@ class SampleBuilder:
         if painted is not None:
             images = painted.images
             if painted.labels.any():
-                labels = painted.labels
-                findings = np.stack([_with_painted(f, m) for f, m in zip(findings, labels, strict=True)])
+                findings = np.stack([_with_painted(f, m) for f, m in zip(findings, painted.labels, strict=True)])
+                labels = _over(painted.labels, labels)
         return SampleVolume(
             compress(images, self.augment, rng), volume.inside, volume.skull, findings, labels, volume.names
         )
@@ -133,7 +136,8 @@ class SampleBuilder:
     def _painted(
         self, images: NDArray[np.uint8], skull: NDArray[np.bool_], kind: str, rng: Rng, center: int = 1
     ) -> Painted | None:
-        if kind.startswith("synthetic"):
+        beside = kind in MASKED and self.synthesis.beside > 0 and rng.random() < self.synthesis.beside
+        if kind.startswith("synthetic") or beside:
             return paint(images, skull, self.synthesis, rng, center)
         if kind.startswith("clean"):
             return paint_negatives(images, skull, self.synthesis, rng, center)
@@ -143,7 +147,13 @@ class SampleBuilder:
 def _with_painted(findings: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Add what was painted to what is known of a slice."""
     there = [float((labels == k).any()) for k in range(1, len(FINDING_NAMES))]
-    return np.maximum(findings, np.array([max(there), *there], dtype=np.float32))
+    return np.where(np.array([max(there), *there]) > 0, np.float32(1), findings)
+
+
+def _over(painted: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay painted labels over what was known: painted blood hides all, a painted rim of edema hides nothing."""
+    hides = (painted > 0) & ((painted != EDEMA) | (known == 0))
+    return np.where(hides, painted, known)
 
 
 def _padded(array: NDArray[Any], length: int, value: float) -> NDArray[Any]:

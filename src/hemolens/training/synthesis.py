@@ -48,6 +48,9 @@ class SynthesisConfig:
     """In `SUBTYPE_NAMES` order: thin extra-axial and subarachnoid blood is what networks miss."""
     second_bleed: float = 0.25
     """Chance of another bleed in the same slices."""
+    beside: float = 0.0
+    """Chance that bleeds are painted beside the real one of a slice with a mask. Without, a network learns that who has a
+    hematoma has nothing else."""
     faint: float = 0.25
     """Chance that a bleed is hardly brighter than the brain."""
     mixed: float = 0.3
@@ -64,7 +67,15 @@ class SynthesisConfig:
             raise ValueError("subtype_weights needs five values of at least 0")
         if not sum(self.subtype_weights) > 0:
             raise ValueError("subtype_weights must not all be 0")
-        chances = (self.second_bleed, self.faint, self.mixed, self.chronic, self.edema, self.hard_negative)
+        chances = (
+            self.second_bleed,
+            self.beside,
+            self.faint,
+            self.mixed,
+            self.chronic,
+            self.edema,
+            self.hard_negative,
+        )
         if not all(0 <= chance <= 1 for chance in chances):
             raise ValueError("chances must be from 0 to 1")
 
