@@ -193,6 +193,33 @@ def test_painted_volumes_are_labeled_slice_by_slice(store: Store) -> None:
         assert batch["scan_findings"][:, 0].tolist() == there
 
 
+@pytest.mark.parametrize(
+    ("sample", "kind", "subtype"),
+    [("slice", "drawn", 2), ("slice", "drawn", 4), ("slice", "pseudo", 2), ("volume", "drawn", 2)],
+)
+def test_bleeds_are_painted_beside_real_ones(store: Store, sample: str, kind: str, subtype: int) -> None:
+    """A network that sees a hematoma alone on every real slice learns that it never has company."""
+    weights = tuple(float(k == subtype) for k in range(1, 6))
+    one_kind = {"subtype_weights": weights, "second_bleed": 0, "hard_negative": 0, "chronic": 0, "faint": 0, "edema": 1}
+    alone = take(batches(store, only(kind), sample=sample), 6)
+    off = take(batches(store, only(kind), sample=sample, synthesis=SynthesisConfig(**one_kind)), 6)
+    beside = take(batches(store, only(kind), sample=sample, synthesis=SynthesisConfig(beside=1, **one_kind)), 6)
+    assert all(same(one, other) for one, other in zip(alone, off, strict=True))
+    painted = 0
+    for one, other in zip(alone, beside, strict=True):
+        assert one["names"] == other["names"]
+        added = one["labels"] != other["labels"]
+        assert torch.isin(other["labels"][added], torch.tensor([subtype, EDEMA])).all()
+        assert (one["labels"][added & (other["labels"] == EDEMA)] == 0).all(), "a painted rim hides no blood"
+        assert ((one["labels"] > 0) & ~added).any(), "what was outlined before is still there"
+        there = (added & (other["labels"] == subtype)).flatten(1).any(dim=1)
+        painted += int(there.sum())
+        expected = one["findings"].clone()
+        expected[there, 0] = expected[there, subtype] = 1  # what is unknown of the others stays so
+        assert torch.equal(other["findings"].nan_to_num(-1), expected.nan_to_num(-1))
+    assert painted >= 6
+
+
 def test_scans_shorter_than_the_sample_end_in_nothing(store: Store) -> None:
     batch = next(batches(store, only("clean_phe", depth=9), sample="scan", batch=2))
     assert not batch["images"][:, 3:].any()

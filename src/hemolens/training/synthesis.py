@@ -49,8 +49,8 @@ class SynthesisConfig:
     second_bleed: float = 0.25
     """Chance of another bleed in the same slices."""
     beside: float = 0.0
-    """Chance that bleeds are painted beside the real one of a slice with a mask. Without, a network learns that who has a
-    hematoma has nothing else."""
+    """Chance that bleeds are painted beside the real one of a slice with a mask: else a network learns that a head with
+    a hematoma has no other bleed."""
     faint: float = 0.25
     """Chance that a bleed is hardly brighter than the brain."""
     mixed: float = 0.3
