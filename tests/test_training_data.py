@@ -220,6 +220,17 @@ def test_bleeds_are_painted_beside_real_ones(store: Store, sample: str, kind: st
     assert painted >= 6
 
 
+@pytest.mark.parametrize("sample", ["volume", "scan"])
+def test_a_painted_scan_bleeds_though_its_own_label_says_no(tmp_path: Path, sample: str) -> None:
+    heads = Heads(tmp_path / "heads", {"001": "cccccc"}, scan_findings={"001": (0.0,) * 6})
+    labeled = build_store([heads], None, PreprocessConfig(size=96), tmp_path / "cache")
+    (batch,) = take(batches(labeled, only("synthetic"), sample=sample, channels=1), 1)
+    slices = batch["labels"].flatten(1) if sample == "volume" else batch["findings"][:, :, 0]
+    there = slices.amax(dim=1) > 0
+    assert there.any()
+    assert batch["scan_findings"][:, 0].tolist() == there.tolist()
+
+
 def test_scans_shorter_than_the_sample_end_in_nothing(store: Store) -> None:
     batch = next(batches(store, only("clean_phe", depth=9), sample="scan", batch=2))
     assert not batch["images"][:, 3:].any()

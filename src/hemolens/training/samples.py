@@ -91,7 +91,8 @@ class SampleBuilder:
         if start > first:  # shown before, by the window before
             labels = np.concatenate([np.full_like(labels[: start - first], UNKNOWN), labels[start - first :]])
         known = window_findings(self.store.cases[case], volume.findings.tolist())
-        findings = np.array(known, dtype=np.float32)
+        # A scan's own label does not know what was painted.
+        findings = _with_painted(np.array(known, dtype=np.float32), volume.labels)
         return {
             "images": _padded(volume.images, self.depth, 0)[None],
             "labels": labels,
@@ -112,7 +113,7 @@ class SampleBuilder:
         return {
             "images": _padded(seen, depth, 0),
             "findings": _padded(findings, depth, np.nan),
-            "scan_findings": np.array(scan, dtype=np.float32),
+            "scan_findings": _with_painted(np.array(scan, dtype=np.float32), volume.labels[shown]),
             "name": volume.names[shown][0],
         }
 
@@ -145,7 +146,7 @@ class SampleBuilder:
 
 
 def _with_painted(findings: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Add what was painted to what is known of a slice."""
+    """Add what the labels show to what is known of one slice or several."""
     there = [float((labels == k).any()) for k in range(1, len(FINDING_NAMES))]
     return np.where(np.array([max(there), *there]) > 0, np.float32(1), findings)
 
