@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -16,6 +18,7 @@ from hemolens.evaluation.corruptions import (
     mirrored,
     moved,
     noise,
+    of_whole_range,
     opened_skull,
     thicker,
     thinner,
@@ -85,6 +88,33 @@ def test_a_told_window_keeps_what_it_shows_and_an_untold_one_shifts_it() -> None
     assert np.allclose(untold.hu[at], 40 + 2 * (before.hu[at] - 40), atol=1.5) if at.any() else True
     assert untold.window == DisplayWindow()
     assert np.median(untold.hu[before.labels > 0]) == pytest.approx(100, abs=1), "75 HU lie above a window of 10 to 70"
+
+
+def test_what_an_image_cut_off_stays_black_or_white_through_a_wider_window() -> None:
+    """An 8-bit image shows bone at its upper end, 100 HU; a window of -60 to 140 HU would still show it white."""
+    before = scan(window=True)
+    after = change(untold_window(40, 200), before)
+    bone, air = before.hu >= 99.5, before.hu <= -19.5
+    assert bone.any()
+    assert air.any()
+    assert set(np.unique(after.hu[bone])) == {100.0}
+    assert set(np.unique(after.hu[air])) == {-20.0}
+    between = (before.hu > -15) & (before.hu < 95)
+    assert np.allclose(after.hu[between], 40 + (before.hu[between] - 40) * 120 / 200, atol=0.5)
+
+
+def test_bone_that_an_image_cut_off_is_mixed_as_bone() -> None:
+    """Half a slice of bone and half of brain are white on a thick slice, not the gray of blood."""
+    brain, bone, air = 35.0, 100.0, -20.0
+    hu = np.full((2, 8, 8), brain, np.float32)
+    hu[:, 0], hu[0, 2:4], hu[0, 6, 3:5] = air, bone, air
+    cut = Scan(hu, np.zeros(hu.shape, np.uint8), ((0,), (1,)), DisplayWindow())
+    thick = change(of_whole_range(thicker(2)), cut).hu[0]
+    assert set(np.unique(thick[2:4])) == {100.0}
+    assert set(np.unique(thick[0])) == {-20.0}
+    assert set(np.unique(thick[6, 3:5])) == {7.5}, "what is black within the head is fluid or fat, not air"
+    assert set(np.unique(thick[4])) == {brain}
+    assert_array_equal(change(of_whole_range(thicker(2)), replace(cut, window=None)).hu, change(thicker(2), cut).hu)
 
 
 def test_jpeg_loses_a_little_and_noise_has_its_strength() -> None:

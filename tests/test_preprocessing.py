@@ -289,6 +289,16 @@ def test_thin_slices_are_averaged_to_the_thickness_that_networks_know() -> None:
     assert contexts(noisy, np.arange(40) * 1.0, 5.0)[20, 1].std() < 0.6 * noisy[20].std()
 
 
+def test_thin_slices_show_what_one_thick_slice_of_their_hounsfield_units_shows() -> None:
+    """The window comes after the mean in a scanner: bone in one thin slice of five whitens the thick one."""
+    hu = np.random.default_rng(1).uniform(-19, 97, (5, 32, 32)).astype(np.float32)
+    hu[2, :8], hu[1:4, 8:16], hu[:, 16:20] = 700.0, 700.0, 700.0
+    merged = contexts(to_gray(hu), np.arange(5) * 1.0, 5.0)[2, 1]
+    assert np.abs(merged.astype(int) - to_gray(hu.mean(axis=0))).max() <= 1
+    assert (merged[:20] == 255).all()
+    assert merged[20:].max() < 255
+
+
 def test_thick_slices_see_their_neighbors_and_ends_themselves() -> None:
     crops = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((1, 32, 32), np.uint8)
     thick = contexts(crops, np.arange(6) * 5.0, 5.0)

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from hemolens.geometry import Stack
-from hemolens.preprocessing.window import to_gray, to_hu
+from hemolens.preprocessing.window import AIR_HU, BONE_HU, CUT_OFF_HU, at_edge, to_gray, to_hu
 from hemolens.sources.datasets.cases import UNKNOWN
 from hemolens.volume import DisplayWindow, SourceInfo, Volume
 
@@ -98,11 +98,38 @@ def told_window(level_hu: float, width_hu: float) -> Change:
 
 
 def untold_window(level_hu: float, width_hu: float) -> Change:
-    """Render through another window and take the image for one of the usual window: a slip that happens."""
+    """Render through another window and take the image for one of the usual window: a slip that happens.
+
+    What an 8-bit image shows black or white lies beyond its window: air and bone stay so through a wider one, too.
+    """
 
     def change(scan: Scan, rng: np.random.Generator) -> Scan:
         gray = to_gray(scan.hu, DisplayWindow(level_hu, width_hu))
+        if scan.window is not None:
+            gray[scan.hu <= scan.window.low_hu + CUT_OFF_HU] = 0
+            gray[scan.hu >= scan.window.high_hu - CUT_OFF_HU] = 255
         return replace(scan, hu=to_hu(gray), window=DisplayWindow())
+
+    return change
+
+
+def of_whole_range(mixed: Change) -> Change:
+    """Mix pixels as a scanner does, which has bone and air of their own Hounsfield units.
+
+    An 8-bit image shows bone as 100 HU: half of it and half of brain would be as bright as blood, and are white in
+    truth. So what is white is bone, and what is black around the head is air (`BONE_HU`, `AIR_HU`), while pixels are
+    mixed; after that the image is cut off again. Images that were not cut off are mixed as they are.
+    """
+
+    def change(scan: Scan, rng: np.random.Generator) -> Scan:
+        if scan.window is None:
+            return mixed(scan, rng)
+        low, high, hu = scan.window.low_hu, scan.window.high_hu, scan.hu.copy()
+        for plane in hu:
+            bone, air = plane >= high - CUT_OFF_HU, at_edge(plane <= low + CUT_OFF_HU)
+            plane[bone], plane[air] = BONE_HU, AIR_HU
+        after = mixed(replace(scan, hu=hu), rng)
+        return replace(after, hu=np.clip(after.hu, low, high))
 
     return change
 
@@ -251,21 +278,23 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     Corruption("window_80_untold", "window width 80, taken for 120", untold_window(40, 80)),
     Corruption("window_200_untold", "window width 200, taken for 120", untold_window(40, 200)),
     Corruption("level_50_untold", "window level 50, taken for 40", untold_window(50, 120)),
-    Corruption("pixels_larger", "0.6 mm in place of 0.45 mm pixels", moved(scale=0.75)),
-    Corruption("pixels_smaller", "0.35 mm in place of 0.45 mm pixels, cut at the edge", moved(scale=1.286)),
-    Corruption("slices_1_mm", "1 mm slices, interpolated from 5 mm", thinner(5), across=True),
-    Corruption("slices_7.5_mm", "7.5 mm slices", thicker(1.5), across=True),
-    Corruption("slices_10_mm", "10 mm slices", thicker(2), across=True),
-    Corruption("tilt_15", "gantry tilted by 15 degrees", tilted(15), mixes=True, across=True),
-    Corruption("tilt_-15", "gantry tilted by -15 degrees", tilted(-15), mixes=True, across=True),
+    Corruption("pixels_larger", "0.6 mm in place of 0.45 mm pixels", of_whole_range(moved(scale=0.75))),
+    Corruption(
+        "pixels_smaller", "0.35 mm in place of 0.45 mm pixels, cut at the edge", of_whole_range(moved(scale=1.286))
+    ),
+    Corruption("slices_1_mm", "1 mm slices, interpolated from 5 mm", of_whole_range(thinner(5)), across=True),
+    Corruption("slices_7.5_mm", "7.5 mm slices", of_whole_range(thicker(1.5)), across=True),
+    Corruption("slices_10_mm", "10 mm slices", of_whole_range(thicker(2)), across=True),
+    Corruption("tilt_15", "gantry tilted by 15 degrees", of_whole_range(tilted(15)), mixes=True, across=True),
+    Corruption("tilt_-15", "gantry tilted by -15 degrees", of_whole_range(tilted(-15)), mixes=True, across=True),
     Corruption("jpeg_60", "JPEG, quality 60", jpeg(60)),
     Corruption("jpeg_30", "JPEG, quality 30", jpeg(30)),
-    Corruption("noise_5", "noise of 5 HU", noise(5)),
-    Corruption("noise_10", "noise of 10 HU", noise(10)),
-    Corruption("blur_1.5", "blurred by 1.5 pixels", blur(1.5)),
-    Corruption("rotated_15", "head turned by 15 degrees", moved(15)),
-    Corruption("rotated_-30", "head turned by -30 degrees", moved(-30)),
-    Corruption("off_center", "head 15 % off center", moved(shift=(0.12, -0.15))),
+    Corruption("noise_5", "noise of 5 HU", of_whole_range(noise(5))),
+    Corruption("noise_10", "noise of 10 HU", of_whole_range(noise(10))),
+    Corruption("blur_1.5", "blurred by 1.5 pixels", of_whole_range(blur(1.5))),
+    Corruption("rotated_15", "head turned by 15 degrees", of_whole_range(moved(15))),
+    Corruption("rotated_-30", "head turned by -30 degrees", of_whole_range(moved(-30))),
+    Corruption("off_center", "head 15 % off center", of_whole_range(moved(shift=(0.12, -0.15)))),
     Corruption("mirrored", "left and right swapped", mirrored),
     Corruption("opened_skull", "bone of one side removed", opened_skull),
 )

@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
-from hemolens.preprocessing.head import find_crop, gate, whole_slice
+from hemolens.preprocessing.head import BONE_GRAY, find_crop, gate, whole_slice
 from hemolens.preprocessing.resample import Crop
-from hemolens.preprocessing.window import restore_ends, to_gray
+from hemolens.preprocessing.window import BONE_HU, BRAIN_WINDOW, restore_ends, to_gray
 from hemolens.volume import Volume
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 AXIAL_LIMIT_DEG = 45.0
 """Beyond this angle between the slice normal and the body axis a stack is not axial in any sense."""
+BONE_UNCUT = (BONE_HU - BRAIN_WINDOW.low_hu) * 255.0 / BRAIN_WINDOW.width_hu
+"""Gray value that bone would have if gray did not end at 255."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,13 @@ def contexts(crops: NDArray[np.uint8], offsets_mm: NDArray[np.float64], context_
     networks are trained on; where there is none, the nearest slice stands in.
     """
     seen = np.empty((len(crops), 3, *crops.shape[1:]), dtype=np.uint8)
+    merged: dict[bytes, NDArray[np.uint8]] = {}  # what lies above one slice is another
     for k in range(len(crops)):
         for channel, members in enumerate(context_members(offsets_mm, context_mm, k)):
-            seen[k, channel] = merge_slices(crops[members])
+            key = members.tobytes()
+            if key not in merged:
+                merged[key] = merge_slices(crops[members])
+            seen[k, channel] = merged[key]
     return seen
 
 
@@ -210,10 +216,15 @@ def slice_step(offsets_mm: NDArray[np.float64], context_mm: float) -> int:
 
 
 def merge_slices(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the mean of ``(slices, size, size)``, rounded."""
+    """Return what one slice as thick as all of ``(slices, size, size)`` would show: their mean, rounded.
+
+    Gray ends at 100 HU, bone does not. A thick slice is white where a tenth of it is bone; the mean of gray would show
+    half bone and half brain as bright as blood. So white counts with the gray that bone would have.
+    """
     if len(crops) == 1:
         return np.asarray(crops[0])
-    return np.asarray(np.rint(crops.mean(axis=0, dtype=np.float32)).astype(np.uint8))
+    whole = np.where(crops >= BONE_GRAY, BONE_UNCUT, crops.astype(np.float32))
+    return np.asarray(np.minimum(np.rint(whole.mean(axis=0)), 255).astype(np.uint8))
 
 
 def slice_offsets(volume: Volume, context_mm: float) -> NDArray[np.float64]:

@@ -11,6 +11,8 @@ from hemolens.volume import DisplayWindow
 CUT_OFF_HU = 1.0
 """Images that were compressed after rendering come this close to the ends of their window."""
 BRAIN_WINDOW = DisplayWindow(level_hu=40.0, width_hu=120.0)
+BONE_HU, AIR_HU = 700.0, -1000.0
+"""Stand in for what an 8-bit image cuts off; bone by the level of CT-ICH's own bone window (Hssayeni et al. 2020)."""
 
 
 def to_gray(hu: NDArray[np.int16] | NDArray[np.float32], window: DisplayWindow = BRAIN_WINDOW) -> NDArray[np.uint8]:
@@ -45,13 +47,14 @@ def restore_ends(gray: NDArray[np.uint8], hu: NDArray[np.generic], window: Displ
     shown = gray.copy()
     for plane, values in zip(shown, hu, strict=True):
         if window.low_hu > BRAIN_WINDOW.low_hu:
-            plane[_at_edge(values <= window.low_hu + CUT_OFF_HU)] = 0
+            plane[at_edge(values <= window.low_hu + CUT_OFF_HU)] = 0
         if window.high_hu < BRAIN_WINDOW.high_hu:
             plane[_largest(values >= window.high_hu - CUT_OFF_HU)] = 255
     return shown
 
 
-def _at_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def at_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pieces of a plane that reach its edge."""
     pieces, _ = ndimage.label(mask)
     edges = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
     return np.asarray(np.isin(pieces, np.unique(edges[edges > 0])))
