@@ -220,6 +220,24 @@ def test_bleeds_are_painted_beside_real_ones(store: Store, sample: str, kind: st
     assert painted >= 6
 
 
+@pytest.mark.parametrize(("sample", "kind"), [("slice", "drawn"), ("slice", "pseudo"), ("volume", "drawn")])
+def test_what_is_no_blood_is_painted_beside_real_bleeds(store: Store, sample: str, kind: str) -> None:
+    """A network that sees only blood painted beside a hematoma learns that all that looks like it there is."""
+    alone = take(batches(store, only(kind), sample=sample), 6)
+    settings = SynthesisConfig(negative_beside=1, hard_negative=0)
+    beside = take(batches(store, only(kind), sample=sample, synthesis=settings), 6)
+    changed = 0
+    for one, other in zip(alone, beside, strict=True):
+        assert torch.equal(one["labels"], other["labels"])
+        assert torch.equal(one["findings"].nan_to_num(-1), other["findings"].nan_to_num(-1))
+        pixels = (one["images"] != other["images"]).any(dim=1)
+        known = (one["labels"] > 0) & (one["labels"] != UNKNOWN)
+        assert known.any()
+        assert not (pixels & known).any(), "known blood is left as it is"
+        changed += int(pixels.flatten(1).any(dim=1).sum())
+    assert changed >= 6
+
+
 @pytest.mark.parametrize("sample", ["volume", "scan"])
 def test_a_painted_scan_bleeds_though_its_own_label_says_no(tmp_path: Path, sample: str) -> None:
     heads = Heads(tmp_path / "heads", {"001": "cccccc"}, scan_findings={"001": (0.0,) * 6})

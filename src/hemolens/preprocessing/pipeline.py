@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
 from hemolens.preprocessing.head import BONE_GRAY, find_crop, gate, whole_slice
+from hemolens.preprocessing.morphology import dilated, opened
 from hemolens.preprocessing.resample import Crop
 from hemolens.preprocessing.window import BONE_HU, BRAIN_WINDOW, restore_ends, to_gray
 from hemolens.volume import Volume
@@ -219,11 +220,14 @@ def merge_slices(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return what one slice as thick as all of ``(slices, size, size)`` would show: their mean, rounded.
 
     Gray ends at 100 HU, bone does not. A thick slice is white where a tenth of it is bone; the mean of gray would show
-    half bone and half brain as bright as blood. So white counts with the gray that bone would have.
+    half bone and half brain as bright as blood. So white counts with the gray that bone would have, but for specks:
+    they are the noise of dense blood in thin slices.
     """
     if len(crops) == 1:
         return np.asarray(crops[0])
-    whole = np.where(crops >= BONE_GRAY, BONE_UNCUT, crops.astype(np.float32))
+    white = crops >= BONE_GRAY
+    bone = white & np.stack([dilated(opened(plane), 1) for plane in white])
+    whole = np.where(bone, np.float32(BONE_UNCUT), crops)
     return np.asarray(np.minimum(np.rint(whole.mean(axis=0)), 255).astype(np.uint8))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,12 @@ class SampleBuilder:
                 images = images[[1, 1, 1]]
             painted = self._painted(images, sample.skull, kind, rng)
             if painted is not None:
-                images = painted.images
                 if painted.labels.any():
+                    images = painted.images
                     findings = _with_painted(findings, painted.labels[1])
                     labels = _over(painted.labels[1], labels)
+                else:
+                    images = _around(labels, painted.images, images)
             images = images[1:2] if self.channels == 1 else images
             images = compress(images, self.augment, rng)
         elif self.channels == 1:
@@ -126,10 +128,12 @@ class SampleBuilder:
         center = int(rng.choice(usable)) if usable.size else 0
         painted = self._painted(images, volume.skull, kind, rng, center)
         if painted is not None:
-            images = painted.images
             if painted.labels.any():
+                images = painted.images
                 findings = np.stack([_with_painted(f, m) for f, m in zip(findings, painted.labels, strict=True)])
                 labels = _over(painted.labels, labels)
+            else:
+                images = _around(labels, painted.images, images)
         return SampleVolume(
             compress(images, self.augment, rng), volume.inside, volume.skull, findings, labels, volume.names
         )
@@ -142,6 +146,9 @@ class SampleBuilder:
             return paint(images, skull, self.synthesis, rng, center)
         if kind.startswith("clean"):
             return paint_negatives(images, skull, self.synthesis, rng, center)
+        if kind in MASKED and self.synthesis.negative_beside > 0:
+            decoys = replace(self.synthesis, hard_negative=self.synthesis.negative_beside)
+            return paint_negatives(images, skull, decoys, rng, center)
         return None
 
 
@@ -149,6 +156,11 @@ def _with_painted(findings: NDArray[np.float32], labels: NDArray[np.uint8]) -> N
     """Add what the labels show to what is known of one slice or several."""
     there = [float((labels == k).any()) for k in range(1, len(FINDING_NAMES))]
     return np.where(np.array([max(there), *there]) > 0, np.float32(1), findings)
+
+
+def _around(known: NDArray[np.uint8], painted: NDArray[np.uint8], images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Leave blood and edema that are outlined as they are: what is no blood hides none."""
+    return np.where((known > 0) & (known != UNKNOWN), images, painted)
 
 
 def _over(painted: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.uint8]:

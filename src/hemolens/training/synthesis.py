@@ -51,6 +51,9 @@ class SynthesisConfig:
     beside: float = 0.0
     """Chance that bleeds are painted beside the real one of a slice with a mask: else a network learns that a head with
     a hematoma has no other bleed."""
+    negative_beside: float = 0.0
+    """Chance that what is no blood is painted beside the real bleed of a slice with a mask that gets no painted one:
+    else a network learns that what looks like blood beside a hematoma always is."""
     faint: float = 0.25
     """Chance that a bleed is hardly brighter than the brain."""
     mixed: float = 0.3
@@ -70,6 +73,7 @@ class SynthesisConfig:
         chances = (
             self.second_bleed,
             self.beside,
+            self.negative_beside,
             self.faint,
             self.mixed,
             self.chronic,
