@@ -17,7 +17,7 @@ from hemolens.inference.registry import load_model
 from hemolens.sources.datasets.opening import open_datasets
 from hemolens.sources.splits import Fold, Split, make_split, write_split
 
-MODEL = "ich-effunet2d-8"
+MODEL = "ich-effunet2d-4"
 FEW = ["--patient", "ct_ich/128", "--patient", "bhsd/145"]
 
 

@@ -157,9 +157,10 @@ def test_thin_slices_give_about_the_same_volume(predictor: Predictor) -> None:
     assert volumes[1] / 5 == pytest.approx(volumes[0], rel=0.25)
 
 
+@pytest.mark.xfail(strict=True, reason="taught so: docs/explanation/experiments.md, A hematoma hid other blood")
 @pytest.mark.parametrize("model", [model.name for model in list_models()])
 def test_a_hematoma_hides_no_other_blood(model: str) -> None:
-    """Subdural blood of the demo head is found on slices with a hematoma, too (`ich-effunet2d-4` found 17 % of it)."""
+    """Subdural blood of the demo head is found on slices with a hematoma, too (`ich-effunet2d-4` finds 17 % of it)."""
     truth = demo_truth().labels()
     index = {subtype.name: subtype.index for subtype in SUBTYPES}
     deep = np.isin(truth, [index["intraparenchymal"], index["intraventricular"]]).any(axis=(1, 2))

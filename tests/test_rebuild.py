@@ -25,7 +25,7 @@ from hemolens.training.store import build_store  # noqa: E402
 from hemolens.volume import Volume  # noqa: E402
 from training_cases import heads  # noqa: E402
 
-SHIPPED = {"start": "ich-effunet2d-8", "network.edema": True, "network.head": "attended"}
+SHIPPED = {"start": "ich-effunet2d-4", "network.edema": True, "network.head": "attended"}
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_a_run_starts_from_a_model_that_ships(store: Any, shown: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"network.edema": False}, "ich-effunet2d-8 is another network. Set network.edema=true."),
+        ({"network.edema": False}, "ich-effunet2d-4 is another network. Set network.edema=true."),
         ({"network.head": "pooled"}, 'Set network.head="attended".'),
-        ({"start": "ich-effunet2d-8-int8"}, "is in 8 bits, which has no gradients. Use ich-effunet2d-8."),
+        ({"start": "ich-effunet2d-4-int8"}, "is in 8 bits, which has no gradients. Use ich-effunet2d-4."),
     ],
 )
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Train a model that ships, calibrate and measure it, and write its ONNX file and card into the package.
 
-    python tools/train_model.py configs/ich-effunet2d-8.toml --data ../shared/data --run runs/ich-effunet2d-8
+    python tools/train_model.py configs/ich-effunet2d-4.toml --data ../shared/data --run runs/ich-effunet2d-4
 
 A run that was cut off goes on from its last checkpoint when the same command is given again.
 """

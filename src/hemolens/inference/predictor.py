@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hemolens.errors import ModelError
 from hemolens.inference.calibrate import sigmoid
+from hemolens.inference.darkness import doubt_dark
 from hemolens.inference.evidence import gather_evidence, outline_scores
 from hemolens.inference.prediction import Prediction
 from hemolens.inference.registry import Model
@@ -114,6 +115,7 @@ class Predictor:
             mask[:, 0] *= prepared.gates
             wanted = self.model.preprocess
             mask[:, 0] = doubt_unsupported(mask[:, 0], prepared.offsets_mm, wanted.context_mm, wanted.neighbor_support)
+            mask[:, 0] = doubt_dark(mask[:, 0], prepared.contexts[:, 1], wanted.dark_doubt)
         return Scores(
             None if mask is None else mask[:, 0],
             mask[:, 1:WITH_SUBTYPES] if mask is not None and mask.shape[1] > 1 else None,

@@ -46,6 +46,9 @@ class PreprocessConfig:
     neighbor_support: float = 0.0
     """How much blood is doubted that the slices above and below do not show, see `hemolens.inference.support`; 0 for
     not at all."""
+    dark_doubt: float = 0.0
+    """How far from brain to a bright bleed its unsure pixels are doubted as dark, see `hemolens.inference.darkness`; 0
+    for not at all."""
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:
@@ -54,6 +57,8 @@ class PreprocessConfig:
             raise ValueError("context_mm must be positive")
         if not 0 <= self.neighbor_support <= 2:
             raise ValueError("neighbor_support must be from 0 to 2")
+        if not 0 <= self.dark_doubt <= 1:
+            raise ValueError("dark_doubt must be from 0 to 1")
 
 
 @dataclass(frozen=True)
