@@ -27,7 +27,7 @@ SMOOTHING = 0.0022
 
 
 def doubt_dark(blood: Float, crops: NDArray[np.uint8], share: float) -> Float:
-    """Return the probability of blood, below `NO_BLOOD` where an unsure pixel of a bright bleed is dark.
+    """Return the probability of blood, `NO_BLOOD` where an unsure pixel of a bright bleed is dark.
 
     Parameters
     ----------
