@@ -157,6 +157,18 @@ def test_thin_slices_give_about_the_same_volume(predictor: Predictor) -> None:
     assert volumes[1] / 5 == pytest.approx(volumes[0], rel=0.25)
 
 
+def test_a_model_may_doubt_what_is_dark_beside_a_bright_bleed(predictor: Predictor) -> None:
+    """The setting reaches the outline, on the pixels that the network saw: what it takes is darker than the rest."""
+    demo, model = read_volume(demo_source()), load_model()
+    doubting = Predictor(replace(model, preprocess=replace(model.preprocess, dark_doubt=0.35)), "onnxruntime")
+    plain, found = (p.predict(demo) for p in (predictor, doubting))
+    taken = plain.outlined & ~found.outlined
+    assert taken.sum() > 200
+    assert not (found.outlined & ~plain.outlined).any()
+    assert np.median(demo.hu[taken]) < np.median(demo.hu[found.outlined]) - 15
+    assert (demo_truth().labels()[taken] > 0).mean() < 0.1, "hardly any of it is blood"
+
+
 @pytest.mark.xfail(strict=True, reason="taught so: docs/explanation/experiments.md, A hematoma hid other blood")
 @pytest.mark.parametrize("model", [model.name for model in list_models()])
 def test_a_hematoma_hides_no_other_blood(model: str) -> None:
