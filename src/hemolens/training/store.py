@@ -72,7 +72,7 @@ class Sample:
     images: NDArray[np.uint8]
     """Shape ``(3, h, w)``: below, the slice, above."""
     inside: NDArray[np.bool_]
-    """Where blood may be: inside the skull, or everywhere where that is not known."""
+    """Where blood may be: inside the skull, or where that is not known wherever no bone is."""
     skull: NDArray[np.bool_]
     """Inside of the skull as far as it is closed: where bleeds are painted."""
     findings: NDArray[np.float32]
