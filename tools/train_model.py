@@ -1,6 +1,6 @@
 """Train a model that ships, calibrate and measure it, and write its ONNX file and card into the package.
 
-    python tools/train_model.py configs/ich-effunet2d-4.toml --data ../shared/data --run runs/ich-effunet2d-4
+    python tools/train_model.py configs/ich-effunet2d-9.toml --data ../shared/data --run runs/ich-effunet2d-9
 
 A run that was cut off goes on from its last checkpoint when the same command is given again.
 """
@@ -14,6 +14,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,12 @@ def main() -> None:
     experiment = tomllib.loads(chosen.experiment.read_text(encoding="utf-8"))
     split = read_split(chosen.experiment.parent / experiment["split"])
     stages, result = train_stages(experiment, split, chosen.data, chosen.run)
-    preprocess = result.config.preprocess
+    ship(experiment, split, stages, result, chosen.data)
+
+
+def ship(experiment: dict[str, Any], split: Split, stages: list[Any], result: RunResult, data: Path) -> None:
+    """Write a trained network in 32 bits and in 8, calibrate and measure both, and write their cards."""
+    preprocess = replace(result.config.preprocess, **experiment.get("inference", {}))
     whole = WEIGHTS / f"{experiment['name']}.onnx"
     difference = export_onnx(result.network, preprocess, whole)
     told = {
@@ -78,15 +84,15 @@ def main() -> None:
         "split": sides_told(split.fold(0)),
     }
     thresholds = Thresholds(study=0.5, **experiment["outline"])
-    measure(whole, told, preprocess, thresholds, split, experiment["drawn"], chosen.data)
+    measure(whole, told, preprocess, thresholds, split, experiment["drawn"], data)
     small = whole.with_name(f"{whole.stem}{EIGHT_BITS}.onnx")
-    quantize_onnx(whole, small, shown(load_model(str(whole)), open_datasets(chosen.data, RANGES), split))
+    quantize_onnx(whole, small, shown(load_model(str(whole)), open_datasets(data, RANGES), split))
     told = {
         **told,
         "title": f"{told['title']}, in 8 bits",
         "network": {**told["network"], "quantized_from": whole.stem},
     }
-    measure(small, told, preprocess, thresholds, split, experiment["drawn"], chosen.data)
+    measure(small, told, preprocess, thresholds, split, experiment["drawn"], data)
 
 
 def measure(
