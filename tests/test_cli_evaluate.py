@@ -13,11 +13,11 @@ from evaluation_cases import ToyPredictor, study
 from hemolens.cli import exits
 from hemolens.cli.main import main
 from hemolens.evaluation.card import with_calibration
-from hemolens.inference.registry import load_model
+from hemolens.inference.registry import DEFAULT_MODEL, load_model
 from hemolens.sources.datasets.opening import open_datasets
 from hemolens.sources.splits import Fold, Split, make_split, write_split
 
-MODEL = "ich-effunet2d-4"
+MODEL = DEFAULT_MODEL
 FEW = ["--patient", "ct_ich/128", "--patient", "bhsd/145"]
 
 
@@ -134,7 +134,7 @@ class TestUsage:
         assert "holds no data set" in capsys.readouterr().err
 
     def test_an_unknown_model(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("ich-effunet2d-9", "--data", data, "--json") == exits.FAILED
+        assert run(f"{MODEL}0", "--data", data, "--json") == exits.FAILED
         assert "Did you mean" in capsys.readouterr().err
 
     def test_models_without_a_fold_cannot_be_pooled(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,8 +115,8 @@ def test_wrong_input_gets_one_clear_line(
 
 
 def test_models_and_folders_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "ich-effunet2d-9", "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
-    assert "Did you mean 'ich-effunet2d-4'?" in capsys.readouterr().err
+    assert main(["explain", f"{DEFAULT_MODEL}0", "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
+    assert f"Did you mean '{DEFAULT_MODEL}'?" in capsys.readouterr().err
     assert main(["explain", str(tmp_path), "--demo", "-o", str(tmp_path / "out")]) == exits.FAILED
     assert "holds no model.json" in capsys.readouterr().err
     assert main(["explain", DEFAULT_MODEL, "--demo"]) == exits.WRONG_USAGE

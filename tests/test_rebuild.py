@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs hemolens[train]")
 
 from hemolens.demo import demo_source  # noqa: E402
 from hemolens.errors import ConfigError, ModelError  # noqa: E402
-from hemolens.inference.registry import load_model  # noqa: E402
+from hemolens.inference.registry import DEFAULT_MODEL, load_model  # noqa: E402
 from hemolens.inference.runtime import open_runtime  # noqa: E402
 from hemolens.models import rebuild  # noqa: E402
 from hemolens.models.rebuild import loosen, rebuild_network  # noqa: E402
@@ -25,7 +25,7 @@ from hemolens.training.store import build_store  # noqa: E402
 from hemolens.volume import Volume  # noqa: E402
 from training_cases import heads  # noqa: E402
 
-SHIPPED = {"start": "ich-effunet2d-4", "network.edema": True, "network.head": "attended"}
+SHIPPED = {"start": DEFAULT_MODEL, "network.edema": True, "network.head": "attended"}
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_a_run_starts_from_a_model_that_ships(store: Any, shown: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"network.edema": False}, "ich-effunet2d-4 is another network. Set network.edema=true."),
+        ({"network.edema": False}, f"{DEFAULT_MODEL} is another network. Set network.edema=true."),
         ({"network.head": "pooled"}, 'Set network.head="attended".'),
-        ({"start": "ich-effunet2d-4-int8"}, "is in 8 bits, which has no gradients. Use ich-effunet2d-4."),
+        ({"start": f"{DEFAULT_MODEL}-int8"}, f"is in 8 bits, which has no gradients. Use {DEFAULT_MODEL}."),
     ],
 )
 @pytest.mark.slow
