@@ -355,6 +355,37 @@ def test_the_same_seed_paints_the_same() -> None:
     assert np.array_equal(images, scene()[0])  # what was given is left as it was
 
 
+@pytest.mark.parametrize("name", [n for n in SUBTYPE_NAMES if n != "intraventricular"])  # no ventricles so high up
+def test_a_small_head_bleeds_too(name: str) -> None:
+    """Near the vertex and in the posterior fossa the inside of the skull is a tenth of the crop."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:224, :224] - 111.5
+    radius = np.hypot(y / 1.15, x)
+    image = np.where(radius < 52, 255, 0)
+    inside = radius < 37
+    image[inside] = 113
+    images = np.clip(image + rng.normal(0, 6, (3, 224, 224)) * inside, 0, 255).astype(np.uint8)
+    assert 0.08 < inside.mean() < 0.12
+    painted = [paint(images, inside, only(name), np.random.default_rng(k)) for k in range(20)]
+    shown = [found for found in painted if found is not None]
+    assert len(shown) >= 10
+    assert all(inside[blood(found)].all() for found in shown)
+
+
+def test_air_inside_the_skull_stays_air() -> None:
+    """As in the mastoid, which a closed skull can hold."""
+    images, inside = scene()
+    air = np.zeros_like(inside)
+    air[80:110, 140:170] = True
+    images[:, air] = 0
+    for name in SUBTYPE_NAMES:
+        for k in range(10):
+            found = paint(images, inside, only(name, hard_negative=0.0), np.random.default_rng(k))
+            if found is not None:
+                assert not found.labels[:, air].any()
+                assert (found.images[:, air] == 0).all()
+
+
 def test_slices_without_a_closed_skull_are_left_alone() -> None:
     images, inside = scene()
     small = np.zeros_like(inside)
