@@ -17,6 +17,7 @@ from hemolens.inference.predictor import Predictor, Scores, _in_halves, _subtype
 from hemolens.inference.registry import DEFAULT_MODEL, list_models, load_model
 from hemolens.inference.runtime import available_runtimes, open_runtime
 from hemolens.labels import FINDING_NAMES, SUBTYPES
+from hemolens.preprocessing.head import own_crop
 from hemolens.preprocessing.pipeline import Orientation, Prepared
 from hemolens.preprocessing.resample import Crop
 from hemolens.sources.study import ReadOptions, read_volume
@@ -224,3 +225,18 @@ def test_subtypes_stay_in_the_slice_of_their_blood(flip: bool) -> None:
     found = [set(np.unique(plane)) - {0} for plane in labels]
     expected = [{2}, {5}, set(), set(), set(), set()]
     assert found == (expected[::-1] if flip else expected)
+
+
+def test_a_model_may_look_twice_at_small_heads() -> None:
+    """The setting reaches the answer, on those slices alone whose own head is small."""
+    demo, model = read_volume(demo_source()), load_model()
+    plain, twice = (
+        Predictor(replace(model, preprocess=replace(model.preprocess, enlarge_below=below)), "onnxruntime").score(demo)
+        for below in (0.0, 0.8)
+    )
+    small = np.array([own_crop(crop, 0.8) is not None for crop in plain[0].crops])
+    assert 0 < small.sum() < len(small)
+    assert plain[1].logits is not None
+    assert twice[1].logits is not None
+    changed = (plain[1].logits != twice[1].logits).any(axis=1)
+    assert changed.tolist() == small.tolist()

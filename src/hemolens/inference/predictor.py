@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hemolens.errors import ModelError
 from hemolens.inference.calibrate import sigmoid
 from hemolens.inference.darkness import doubt_dark
+from hemolens.inference.enlarge import answer_enlarged
 from hemolens.inference.evidence import gather_evidence, outline_scores
 from hemolens.inference.prediction import Prediction
 from hemolens.inference.registry import Model
@@ -125,9 +126,12 @@ class Predictor:
         )
 
     def _run_slices(self, prepared: Prepared, tell: Callable[[float], None]) -> dict[str, Float]:
+        below = self.model.preprocess.enlarge_below
         parts: list[dict[str, Float]] = []
         for start in range(0, len(prepared.contexts), BATCH):
-            parts.append(self._answer(self._images(prepared, slice(start, start + BATCH))))
+            members = slice(start, start + BATCH)
+            images = self._images(prepared, members)
+            parts.append(answer_enlarged(images, prepared.contexts[members, 1], below, self._answer))
             tell(min(1.0, (start + BATCH) / len(prepared.contexts)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -43,6 +43,17 @@ class Interface:
         if (self.sample == "volume") != (self.depth > 0):
             raise ValueError("volumes need a depth, and nothing else has one")
 
+    def check(self, preprocess: PreprocessConfig) -> None:
+        """Make sure that the network can be shown what `preprocess` asks for.
+
+        Raises
+        ------
+        ValueError
+            If it cannot.
+        """
+        if preprocess.enlarge_below and self.sample != "slice":
+            raise ValueError("preprocess.enlarge_below is for networks that read slices one by one; leave it at 0")
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -77,6 +88,9 @@ class Model:
     card: Mapping[str, Any]
     """The whole card."""
     interface: Interface = Interface()
+
+    def __post_init__(self) -> None:
+        self.interface.check(self.preprocess)
 
     @property
     def identity(self) -> ModelIdentity:

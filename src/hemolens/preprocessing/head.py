@@ -20,6 +20,8 @@ BONE_GRAY = 250
 CROP_MARGIN = 1.08
 SMALLEST_HEAD_SHARE = 0.02
 """Slices whose largest soft-tissue part is smaller than this share of the image say nothing about the head's box."""
+SMALLEST_OWN_SHARE = 0.2
+"""A head that takes less of the crop's side (about 4 cm) is scalp, or none: enlarging it shows nothing."""
 GATE_SHARE = 0.225
 """The inside of the skull is trusted as a gate where it fills at least this share of the crop.
 
@@ -87,6 +89,33 @@ def find_crop(gray: NDArray[np.uint8], pixel_aspect: float, size: int) -> Crop:
     return Crop((r0 + r1 - rows_side) / 2, (c0 + c1 - columns_side) / 2, rows_side, columns_side, size)
 
 
+def own_crop(crop: NDArray[np.uint8], below: float) -> Crop | None:
+    """Return the square around the head of one cropped slice, in pixels of that crop, where the head is small there.
+
+    Parameters
+    ----------
+    crop
+        uint8, shape ``(size, size)``: a slice in the crop of its scan (`find_crop`).
+    below
+        Share of the side of `crop` that the square must be smaller than.
+
+    Returns
+    -------
+    Crop or None
+        None where the head is as large as on other slices, too small to be one, or not there.
+    """
+    stride, size = 2, crop.shape[0]
+    head = head_masks(crop[None], stride)[0]
+    if head.mean() < SMALLEST_HEAD_SHARE:
+        return None
+    rows, columns = np.flatnonzero(head.any(axis=1)) * stride, np.flatnonzero(head.any(axis=0)) * stride
+    r0, r1, c0, c1 = rows[0], rows[-1] + stride, columns[0], columns[-1] + stride
+    side = float(max(r1 - r0, c1 - c0)) * CROP_MARGIN
+    if not SMALLEST_OWN_SHARE * size <= side < below * size:
+        return None
+    return Crop(float(r0 + r1 - side) / 2, float(c0 + c1 - side) / 2, side, side, size)
+
+
 def whole_slice(shape: tuple[int, int], pixel_aspect: float, size: int) -> Crop:
     """Return the smallest crop, square in millimeters, that holds a whole slice of `shape`; the slice is its middle."""
     columns_side = max(shape[0] * pixel_aspect, float(shape[1]))
@@ -115,7 +144,13 @@ def gate(crop: NDArray[np.uint8]) -> Mask:
     At the vertex and the skull base a slice may be bone for the most part.
     """
     inside = skull_inside(crop)
-    return inside if inside.mean() >= GATE_SHARE else ~opened(crop >= BONE_GRAY, BONE_OPENING)
+    return inside if inside.mean() >= GATE_SHARE else ~bone(crop)
+
+
+def bone(crop: NDArray[np.uint8]) -> Mask:
+    """Return the bone of one slice: what is white, but for specks (the noise of dense blood in thin slices)."""
+    white = crop >= BONE_GRAY
+    return white & dilated(opened(white, BONE_OPENING), BONE_OPENING)
 
 
 def _enclosed(bone: Mask, reach: int) -> Mask:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
-from hemolens.preprocessing.head import BONE_GRAY, find_crop, gate, whole_slice
-from hemolens.preprocessing.morphology import dilated, opened
+from hemolens.preprocessing.head import bone, find_crop, gate, whole_slice
 from hemolens.preprocessing.resample import Crop
 from hemolens.preprocessing.window import BONE_HU, BRAIN_WINDOW, restore_ends, to_gray
 from hemolens.volume import Volume
@@ -50,6 +49,10 @@ class PreprocessConfig:
     """How far from brain to a bright bleed its unsure pixels are doubted as dark, see `hemolens.inference.darkness`; 0
     for not at all."""
 
+    enlarge_below: float = 0.0
+    """Slices whose own head needs less than this share of the crop's side (near the vertex, below the skull base) are
+    shown a second time, enlarged, and both answers averaged; 0 for never. For networks that read slices one by one."""
+
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:
             raise ValueError("size must be a positive multiple of 32")
@@ -59,6 +62,8 @@ class PreprocessConfig:
             raise ValueError("neighbor_support must be from 0 to 2")
         if not 0 <= self.dark_doubt <= 1:
             raise ValueError("dark_doubt must be from 0 to 1")
+        if not 0 <= self.enlarge_below <= 1:
+            raise ValueError("enlarge_below must be from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -225,14 +230,11 @@ def merge_slices(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return what one slice as thick as all of ``(slices, size, size)`` would show: their mean, rounded.
 
     Gray ends at 100 HU, bone does not. A thick slice is white where a tenth of it is bone; the mean of gray would show
-    half bone and half brain as bright as blood. So white counts with the gray that bone would have, but for specks:
-    they are the noise of dense blood in thin slices.
+    half bone and half brain as bright as blood. So bone counts with the gray that it would have.
     """
     if len(crops) == 1:
         return np.asarray(crops[0])
-    white = crops >= BONE_GRAY
-    bone = white & np.stack([dilated(opened(plane), 1) for plane in white])
-    whole = np.where(bone, np.float32(BONE_UNCUT), crops)
+    whole = np.where(np.stack([bone(plane) for plane in crops]), np.float32(BONE_UNCUT), crops)
     return np.asarray(np.minimum(np.rint(whole.mean(axis=0)), 255).astype(np.uint8))
 
 

@@ -214,6 +214,10 @@ def _check_data(config: TrainConfig, datasets: Sequence[DataSet], split: Split, 
 def first_network(config: TrainConfig) -> Network:
     """Return the network as a run begins with it; one that starts from a model that ships is still to `settle`."""
     network = build_network(config.network, pretrained=not config.start)
+    try:
+        network.interface.check(config.preprocess)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if config.start:
         given = _shipped_weights(config) if _from_shipped(config) else kept_weights(Path(config.start))
         load_weights(network, _partly(given, network, config.start_anew), Path(config.start))

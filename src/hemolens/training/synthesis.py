@@ -32,8 +32,8 @@ AIR_EDGE = 2
 SMALLEST_INSIDE = 0.05
 """Share of the crop below which the inside of the skull is not reliably told.
 
-Above it a closed skull is well told at the vertex and in the posterior fossa, too; a network that is shown no bleed there
-finds none.
+Above it a closed skull is well told at the vertex and in the posterior fossa, too; a network that is shown no bleed
+there finds none.
 """
 FAINTEST = 0.02
 """A share of blood below which a pixel shows none."""
