@@ -1,6 +1,6 @@
 """Train a model that ships, calibrate and measure it, and write its ONNX file and card into the package.
 
-    python tools/train_model.py configs/ich-effunet2d-9.toml --data ../shared/data --run runs/ich-effunet2d-9
+    python tools/train_model.py configs/ich-effunet2d-10.toml --data ../shared/data --run runs/ich-effunet2d-10
 
 A run that was cut off goes on from its last checkpoint when the same command is given again.
 """
@@ -27,6 +27,7 @@ from hemolens.config import dotted, to_mapping
 from hemolens.evaluation.card import calibrate_and_measure, uncalibrated, write_card
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import Model, Thresholds, load_model
+from hemolens.models.average import average_onnx
 from hemolens.models.export import export_onnx
 from hemolens.models.quantize import quantize_onnx
 from hemolens.preprocessing.pipeline import PreprocessConfig
@@ -48,6 +49,8 @@ RANGES = ("ct_ich", "phe_sich")
 SCANS, SLICES = 20, 8
 """Of each data set, and of each scan, that the ranges of the 8-bit copy are read off."""
 BEGINS_ANEW = ""
+AVERAGED = "average_with_start"
+"""Key of an experiment that ships the mean of the weights it ended with and of those it began with."""
 PSEUDO = "pseudo"
 """Key of a stage that learns from what the stage before outlines, too."""
 
@@ -70,6 +73,10 @@ def ship(experiment: dict[str, Any], split: Split, stages: list[Any], result: Ru
     preprocess = replace(result.config.preprocess, **experiment.get("inference", {}))
     whole = WEIGHTS / f"{experiment['name']}.onnx"
     difference = export_onnx(result.network, preprocess, whole)
+    averaged = {}
+    if experiment.get(AVERAGED):
+        average_onnx(whole, load_model(experiment["start"]).path, whole)
+        averaged = {"averaged_with": experiment["start"]}
     told = {
         **{key: experiment[key] for key in ("title", "intended_use", "license", "limits")},
         "network": {
@@ -80,7 +87,7 @@ def ship(experiment: dict[str, Any], split: Split, stages: list[Any], result: Ru
         },
         "interface": to_mapping(result.network.interface),
         "preprocess": to_mapping(preprocess),
-        "training": {"data": experiment["data"], "stages": stages},
+        "training": {"data": experiment["data"], "stages": stages, **averaged},
         "split": sides_told(split.fold(0)),
     }
     thresholds = Thresholds(study=0.5, **experiment["outline"])
