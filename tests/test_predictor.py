@@ -240,3 +240,14 @@ def test_a_model_may_look_twice_at_small_heads() -> None:
     assert twice[1].logits is not None
     changed = (plain[1].logits != twice[1].logits).any(axis=1)
     assert changed.tolist() == small.tolist()
+
+
+@pytest.mark.slow
+def test_a_bleed_near_the_vertex_is_found(predictor: Predictor, data: Path) -> None:
+    """Slice 30 of patient 92 shows a bright hematoma of a centimeter, to which `ich-effunet2d-9` gave 0.01."""
+    scan = read_volume(data / "ct_ich", ReadOptions(patient="092"))
+    found = predictor.predict(scan)
+    outline = found.outlined[29]
+    assert outline.sum() > 300
+    assert np.median(scan.hu[29][outline]) > np.median(scan.hu[29][(scan.hu[29] > 20) & (scan.hu[29] < 60)]) + 10
+    assert found.slice_probability[29, 0] > 0.5
