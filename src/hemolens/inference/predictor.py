@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from hemolens.errors import ModelError
 from hemolens.inference.calibrate import sigmoid
 from hemolens.inference.darkness import doubt_dark
-from hemolens.inference.enlarge import answer_enlarged
 from hemolens.inference.evidence import gather_evidence, outline_scores
 from hemolens.inference.prediction import Prediction
 from hemolens.inference.registry import Model
 from hemolens.inference.runtime import Float, Runtime, open_runtime
 from hemolens.inference.support import doubt_unsupported
+from hemolens.inference.views import answer_in_views
 from hemolens.inference.windows import Averaged, pieces, stacks, windows
 from hemolens.labels import FINDING_NAMES, SUBTYPE_NAMES
+from hemolens.preprocessing.head import own_crop
 from hemolens.preprocessing.pipeline import Prepared, prepare
+from hemolens.preprocessing.resample import Crop
 from hemolens.volume import Volume
 
 BATCH = 4
@@ -130,8 +132,8 @@ class Predictor:
         parts: list[dict[str, Float]] = []
         for start in range(0, len(prepared.contexts), BATCH):
             members = slice(start, start + BATCH)
-            images = self._images(prepared, members)
-            parts.append(answer_enlarged(images, prepared.contexts[members, 1], below, self._answer))
+            closer = [own_crop(plane, below) for plane in prepared.contexts[members, 1]] if below else ()
+            parts.append(self._answer(self._images(prepared, members), closer))
             tell(min(1.0, (start + BATCH) / len(prepared.contexts)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -173,15 +175,14 @@ class Predictor:
         seen = prepared.contexts[members]
         return (seen if self.model.interface.channels == 3 else seen[:, 1:2]).astype(np.float32)
 
-    def _answer(self, images: Float) -> dict[str, Float]:
-        """Return probabilities for masks and logits for findings, averaged with the mirror image where wanted."""
-        answer = _probabilities(self.runtime.run(images))
-        if not self.model.preprocess.mirror:
-            return answer
-        mirrored = _probabilities(self.runtime.run(np.ascontiguousarray(images[..., ::-1])))
-        if "mask" in mirrored:
-            mirrored["mask"] = mirrored["mask"][..., ::-1]
-        return {name: np.asarray((values + mirrored[name]) / 2, np.float32) for name, values in answer.items()}
+    def _answer(self, images: Float, closer: Sequence[Crop | None] = ()) -> dict[str, Float]:
+        """Return probabilities for masks and logits for findings, averaged over the views that are wanted."""
+        return answer_in_views(
+            images,
+            lambda shown: _probabilities(self.runtime.run(shown)),
+            mirror=self.model.preprocess.mirror,
+            closer=closer,
+        )
 
     def finish(self, prepared: Prepared, scores: Scores) -> Prediction:
         """Calibrate, and bring everything back onto the source grid and into the source's slice order.

@@ -50,8 +50,8 @@ class PreprocessConfig:
     for not at all."""
 
     enlarge_below: float = 0.0
-    """Slices whose own head needs less than this share of the crop's side (near the vertex, below the skull base) are
-    shown a second time, enlarged, and both answers averaged; 0 for never. For networks that read slices one by one."""
+    """Where the head needs less than this share of the crop's side (near the vertex, below the skull base), the second
+    view of a slice is enlarged, see `hemolens.inference.views`; 0 for nowhere. For networks that read single slices."""
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:

@@ -1,4 +1,4 @@
-"""A second look at small heads: where the square lies, that its answer comes back to its place, and what it is for."""
+"""The views of a slice: which square a small head gets, and that what is seen in a view comes back to its place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from hemolens.config import from_mapping
 from hemolens.errors import ConfigError
-from hemolens.inference.enlarge import Answer, Float, answer_enlarged
 from hemolens.inference.registry import Interface
+from hemolens.inference.views import Answer, Float, answer_in_views
 from hemolens.preprocessing.head import CROP_MARGIN, own_crop
 from hemolens.preprocessing.pipeline import PreprocessConfig
 
@@ -65,35 +65,39 @@ def test_other_slices_have_no_square_of_their_own(image: np.ndarray, why: str) -
     assert own_crop(image, 0.95) is None, why
 
 
-def seen(*planes: np.ndarray) -> tuple[Float, np.ndarray]:
-    middles = np.stack(planes)
-    return np.repeat(middles[:, None], 3, axis=1).astype(np.float32), middles
+def seen(*planes: np.ndarray) -> Float:
+    return np.repeat(np.stack(planes)[:, None], 3, axis=1).astype(np.float32)
 
 
-def test_only_small_heads_are_shown_again_and_fill_the_picture() -> None:
-    images, middles = seen(head(120, 100, 64, 64), head(50, 40, 50, 80), head(120, 100, 64, 64))
+@pytest.mark.parametrize("mirror", [True, False])
+def test_only_small_heads_are_enlarged_and_fill_the_second_view(mirror: bool) -> None:
+    planes = head(120, 100, 64, 64), head(50, 40, 50, 80), head(120, 100, 64, 64)
+    closer = [own_crop(plane, 0.9) for plane in planes]
+    assert [crop is not None for crop in closer] == [False, True, False]
     network = Pixels()
-    found = answer_enlarged(images, middles, 0.9, network)
-    assert [len(shown) for shown in network.shown] == [3, 1]
-    tall = np.ptp(np.flatnonzero((network.shown[1][0, 0] > 60).any(axis=1))) + 1
-    assert tall == pytest.approx(SIZE / CROP_MARGIN, abs=5)
-    assert found["slice"][:, 0].tolist() == [1, 1.5, 1]  # the mean of both, where there are both
-    np.testing.assert_array_equal(found["mask"][[0, 2]], images[[0, 2], :2] / np.float32(255))
+    found = answer_in_views(seen(*planes), network, mirror=mirror, closer=closer)
+    assert [len(shown) for shown in network.shown] == [3, 3 if mirror else 1]
+    enlarged = network.shown[1][1 if mirror else 0, 0]
+    assert np.ptp(np.flatnonzero((enlarged > 60).any(axis=1))) + 1 == pytest.approx(SIZE / CROP_MARGIN, abs=5)
+    assert found["slice"][:, 0].tolist() == ([1.5, 1.5, 1.5] if mirror else [1, 1.5, 1])
+    np.testing.assert_array_equal(found["mask"][[0, 2]], seen(*planes)[[0, 2], :2] / np.float32(255))
+    if mirror:
+        np.testing.assert_array_equal(network.shown[1][[0, 2]], network.shown[0][[0, 2], ..., ::-1])
 
 
-def test_without_small_heads_or_the_setting_nothing_changes() -> None:
-    images, middles = seen(head(50, 40, 50, 80))
-    for below in (0.0, 0.3):
-        network = Pixels()
-        found = answer_enlarged(images, middles, below, network)
-        assert len(network.shown) == 1
-        np.testing.assert_array_equal(found["mask"], images[:, :2] / np.float32(255))
+def test_without_mirror_image_and_small_heads_there_is_one_view() -> None:
+    network = Pixels()
+    found = answer_in_views(seen(head(50, 40, 50, 80)), network, mirror=False, closer=[None])
+    assert len(network.shown) == 1
+    np.testing.assert_array_equal(found["mask"], seen(head(50, 40, 50, 80))[:, :2] / np.float32(255))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(36, 90), st.floats(0.75, 1.3), st.floats(-0.9, 0.9), st.floats(-0.9, 0.9))
-def test_what_is_seen_enlarged_comes_back_to_its_place(rows: float, shape: float, down: float, right: float) -> None:
-    """Blood that only the enlarged view shows lies, brought back, where it was: never shifted, turned or mirrored."""
+@given(st.floats(36, 90), st.floats(0.75, 1.3), st.floats(-0.9, 0.9), st.floats(-0.9, 0.9), st.booleans())
+def test_what_is_seen_enlarged_comes_back_to_its_place(
+    rows: float, shape: float, down: float, right: float, mirror: bool
+) -> None:
+    """Blood that only the second view shows lies, brought back, where it was: never shifted, turned or mirrored."""
     columns = min(rows * shape, 100)
     image = np.minimum(head(rows, columns, 64 + down * (60 - rows / 2), 64 + right * (60 - columns / 2)), BLOOD)
     image[image == BLOOD] = BRAIN  # no bone, whose blurred edge is as gray as blood
@@ -109,7 +113,7 @@ def test_what_is_seen_enlarged_comes_back_to_its_place(rows: float, shape: float
         blood = shown[:, :1] > (BRAIN + BLOOD) / 2
         return {"mask": blood.astype(np.float32) if len(calls) > 1 else np.zeros_like(shown[:, :1])}
 
-    found = answer_enlarged(*seen(image), 0.95, blind_at_first)["mask"][0, 0]
+    found = answer_in_views(seen(image), blind_at_first, mirror=mirror, closer=[crop])["mask"][0, 0]
     truth = np.argwhere(image == BLOOD)
     center = [(np.indices(image.shape)[axis] * found).sum() / found.sum() for axis in (0, 1)]
     assert center == pytest.approx(truth.mean(axis=0).tolist(), abs=0.35)
@@ -125,7 +129,7 @@ def test_beyond_the_square_the_whole_slice_answers_alone() -> None:
     def run(shown: Float) -> Answer:
         return {"mask": np.full((len(shown), 1, SIZE, SIZE), UNSEEN if next(first) else 1.0, dtype=np.float32)}
 
-    found = answer_enlarged(*seen(image), 0.9, run)["mask"][0, 0]
+    found = answer_in_views(seen(image), run, mirror=True, closer=[crop])["mask"][0, 0]
     y, x = np.indices(image.shape)
     within = (y >= crop.row_start) & (y <= crop.row_start + crop.rows - 1)
     within &= (x >= crop.column_start) & (x <= crop.column_start + crop.columns - 1)

@@ -1,0 +1,74 @@
+"""The two views of a slice that a network is shown, and how its answers are joined.
+
+The second one is the mirror image. A network knows blood in heads that fill their picture, and the crop is one for the
+whole scan: near the vertex and below the skull base the head is small in it, a bleed of a centimeter a few pixels, and
+can be missed altogether. So there the second view is enlarged as well, which takes no more time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hemolens.preprocessing.resample import Crop
+
+Float = NDArray[np.float32]
+Answer = dict[str, Float]
+MASK = "mask"
+"""The answer that lies on the pixels of the picture; all others have one row per sample."""
+
+
+def answer_in_views(
+    images: Float, run: Callable[[Float], Answer], *, mirror: bool, closer: Sequence[Crop | None] = ()
+) -> Answer:
+    """Run a network on samples as they are and once more, and average both answers.
+
+    Parameters
+    ----------
+    images
+        What the network sees, shape ``(n, …, size, size)``.
+    run
+        The network.
+    mirror
+        Show the mirror image of every sample.
+    closer
+        For each sample the square that the second view shows in place of all, in pixels of `images`; None for all.
+
+    Returns
+    -------
+    Answer
+        On the pixels of `images`; a mask beyond the square is that of the first view alone.
+    """
+    answer = run(images)
+    enlarged = [place for place, crop in enumerate(closer) if crop is not None]
+    places = list(range(len(images))) if mirror else enlarged
+    if not places:
+        return answer
+    shown = images[places]
+    for number, place in enumerate(places):
+        if place in enlarged:
+            shown[number] = closer[place].extract(images[place])  # type: ignore[union-attr]
+    second = run(np.ascontiguousarray(shown[..., ::-1])) if mirror else run(shown)
+    if mirror and MASK in second:
+        second[MASK] = second[MASK][..., ::-1]
+    return {name: _joined(name, values, second[name], places, closer) for name, values in answer.items()}
+
+
+def _joined(name: str, first: Float, second: Float, places: list[int], closer: Sequence[Crop | None]) -> Float:
+    joined = first.copy()
+    for number, place in enumerate(places):
+        crop = closer[place] if closer else None
+        if name == MASK and crop is not None:
+            joined[place] = _laid_over(first[place], second[number], crop)
+        else:
+            joined[place] = (first[place] + second[number]) / 2
+    return joined
+
+
+def _laid_over(whole: Float, closer: Float, crop: Crop) -> Float:
+    """Average ``(channels, size, size)`` with what was seen of the crop, within it."""
+    plane = (whole.shape[-2], whole.shape[-1])
+    seen = crop.restore(np.ones((1, crop.size, crop.size), dtype=np.float32), plane) > 0.5
+    return np.where(seen, (whole + crop.restore(closer, plane)) / 2, whole)
