@@ -206,7 +206,7 @@ def test_from_an_empty_page_to_a_saved_correction_by_keys_alone(site: Site) -> N
     still(page)
     tab_to(page, "Go to a lesion")
     keys.press("Enter")
-    tab_to(page, "^Go to lesion 1: epidural")
+    tab_to(page, "^Go to lesion 2: epidural")
     keys.press("Enter")
     still(page)
     tab_to(page, "^Click$", "Shift+Tab")

@@ -80,7 +80,7 @@ def walk(page: Any, shoot: Callable[[str], None]) -> None:
     page.get_by_role("toolbar", name="Correction tools").wait_for()
     still(page)
     page.get_by_text("Go to a lesion").click()
-    page.get_by_role("button", name=re.compile("^Go to lesion 1: epidural")).click()
+    page.get_by_role("button", name=re.compile("^Go to lesion 2: epidural")).click()
     still(page)
     page.get_by_text("Go to a lesion").click()
     page.get_by_role("button", name="Click", exact=True).click()

@@ -52,7 +52,7 @@ def walk(folder: Path) -> dict[str, float]:
                 page.get_by_role("button", name="Open the demo").click()
                 page.get_by_text("Probability of any hemorrhage").first.wait_for()
             with step("3. Find a mistake"):
-                page.get_by_role("button", name=re.compile("^1 · Epidural")).click()
+                page.get_by_role("button", name=re.compile("^2 · Epidural")).click()
                 page.get_by_text("Slice 19 / 30").or_(
                     page.get_by_text(re.compile(r"Slice 1[6-9] / 30"))
                 ).first.wait_for()
