@@ -73,7 +73,7 @@ def press_at(page: Any, row: float, column: float) -> None:
     still(page)
 
 
-def test_1_the_findings_jump_to_the_lesion(page: Any) -> None:
+def the_findings_jump_to_the_lesion(page: Any) -> None:
     still(page)
     page.locator(STAGE).press("Home")
     page.get_by_text("Slice 1 / 5").first.wait_for()
@@ -82,7 +82,7 @@ def test_1_the_findings_jump_to_the_lesion(page: Any) -> None:
     assert page.get_by_role("table").filter(has_text="ABC/2").count() == 1
 
 
-def test_2_a_click_relabels_and_undo_takes_it_back(page: Any) -> None:
+def a_click_relabels_and_undo_takes_it_back(page: Any) -> None:
     to(page, "Correct")
     page.locator(STAGE).press("End")
     page.get_by_role("button", name="Click", exact=True).click()
@@ -97,7 +97,7 @@ def test_2_a_click_relabels_and_undo_takes_it_back(page: Any) -> None:
     page.locator("li").get_by_text("Relabeled a lesion as epidural (slices 2 to 5)").wait_for()
 
 
-def test_3_the_corrected_mask_is_saved_with_its_author(page: Any, kept: Path) -> None:
+def the_corrected_mask_is_saved_with_its_author(page: Any, kept: Path) -> None:
     to(page, "Correct")
     page.get_by_text("Type your name first").wait_for()
     page.get_by_label("Your name or initials").fill("Ada Reader")
@@ -126,7 +126,7 @@ def test_3_the_corrected_mask_is_saved_with_its_author(page: Any, kept: Path) ->
     assert np.count_nonzero(labels) == 4 * 6 * 8
 
 
-def test_4_a_saved_correction_is_gone_on_with(page: Any, kept: Path, tmp_path: Path) -> None:
+def a_saved_correction_is_gone_on_with(page: Any, kept: Path, tmp_path: Path) -> None:
     """Start over, take the zip up again, erase on top of it; undo leads back step by step."""
     to(page, "Correct")
     main = page.get_by_test_id("stMain")
@@ -185,24 +185,24 @@ def colored(page: Any) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("Compare", "Give the mask of this scan"),
-        ("Explain", "A map shows where in the image"),
-        ("Report", "The outlines were corrected"),
-        ("Most uncertain first", "Correcting what the network is least sure of"),
-        ("Worklist", "hemolens web --pacs pacs.toml"),
-        ("Training", "holds no training run"),
-        ("Models", "What it cannot do"),
-    ],
+PAGES = (
+    ("Compare", "Give the mask of this scan"),
+    ("Explain", "A map shows where in the image"),
+    ("Report", "The outlines were corrected"),
+    ("Most uncertain first", "Correcting what the network is least sure of"),
+    ("Worklist", "hemolens web --pacs pacs.toml"),
+    ("Training", "holds no training run"),
+    ("Models", "What it cannot do"),
 )
-def test_5_every_other_page_is_there(page: Any, name: str, told: str) -> None:
-    to(page, name)
-    page.get_by_text(told).first.wait_for()
 
 
-def test_6_a_mask_is_compared_and_the_report_is_a_pdf(page: Any, kept: Path) -> None:
+def every_other_page_is_there(page: Any) -> None:
+    for name, told in PAGES:
+        to(page, name)
+        page.get_by_text(told).first.wait_for()
+
+
+def a_mask_is_compared_and_the_report_is_a_pdf(page: Any, kept: Path) -> None:
     to(page, "Compare")
     (mask,) = (kept / "training/masks").glob("*.nii.gz")
     page.get_by_test_id("stFileUploaderDropzoneInput").set_input_files(str(mask))
@@ -213,3 +213,13 @@ def test_6_a_mask_is_compared_and_the_report_is_a_pdf(page: Any, kept: Path) -> 
     with page.expect_download() as caught:
         page.get_by_role("button", name="Report to print (PDF)").click()
     assert Path(caught.value.path()).read_bytes().startswith(b"%PDF")
+
+
+def test_a_reader_corrects_saves_goes_on_and_prints(page: Any, kept: Path, tmp_path: Path) -> None:
+    """One test, for each step goes on where the one before left the page: workers that share tests would part them."""
+    the_findings_jump_to_the_lesion(page)
+    a_click_relabels_and_undo_takes_it_back(page)
+    the_corrected_mask_is_saved_with_its_author(page, kept)
+    a_saved_correction_is_gone_on_with(page, kept, tmp_path)
+    every_other_page_is_there(page)
+    a_mask_is_compared_and_the_report_is_a_pdf(page, kept)
