@@ -2,7 +2,7 @@
 
 The second one is the mirror image. A network knows blood in heads that fill their picture, and the crop is one for the
 whole scan: near the vertex and below the skull base the head is small in it, a bleed of a centimeter a few pixels, and
-can be missed altogether. So there the second view is enlarged as well, which takes no more time.
+can be missed altogether. So there the second view is enlarged as well, which runs the network no more often.
 """
 
 from __future__ import annotations
