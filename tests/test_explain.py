@@ -95,12 +95,13 @@ def test_the_map_lies_on_the_hematoma_and_not_on_a_clean_slice(demo_map: Explana
     assert [s.slices for s in demo_map.samples] == [(2,), (9,), (11,), (12,)]
 
 
-def test_slices_without_blood_are_dim(demo: Volume, shipped: Subject) -> None:
-    """Below even odds: the slice head's own probability is not calibrated (that of slice 1 is 0.3, calibrated 0.01)."""
+@pytest.mark.xfail(
+    strict=True, reason="ich-effunet2d-10's uncalibrated slice head says 0.3 of slice 1 (calibrated 0.01)"
+)
+def test_slices_without_blood_stay_dark(demo: Volume, shipped: Subject) -> None:
     clean = explain(demo, shipped, slices=[1, 26])
     assert np.isnan(clean.energy(TrueMask.of(demo_truth().labels())).inside)
-    assert clean.values.max() < 0.4
-    assert explain(demo, shipped, slices=[11]).values.max() > 0.9
+    assert clean.values.max() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from hemolens.config import from_mapping
 from hemolens.errors import ConfigError
-from hemolens.inference.registry import Interface
+from hemolens.inference.registry import Interface, load_model
 from hemolens.inference.views import Answer, Float, answer_in_views
 from hemolens.preprocessing.head import CROP_MARGIN, own_crop
 from hemolens.preprocessing.pipeline import PreprocessConfig
@@ -151,3 +153,5 @@ def test_networks_that_read_across_slices_are_refused(sample: str) -> None:
     with pytest.raises(ValueError, match="read slices one by one"):
         interface.check(PreprocessConfig(enlarge_below=0.9))
     interface.check(PreprocessConfig())
+    with pytest.raises(ValueError, match="read slices one by one"):
+        replace(load_model(), interface=interface)

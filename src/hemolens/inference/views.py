@@ -42,25 +42,24 @@ def answer_in_views(
         On the pixels of `images`; a mask beyond the square is that of the first view alone.
     """
     answer = run(images)
-    enlarged = [place for place, crop in enumerate(closer) if crop is not None]
-    places = list(range(len(images))) if mirror else enlarged
+    crops = list(closer) or [None] * len(images)
+    places = [place for place, crop in enumerate(crops) if mirror or crop is not None]
     if not places:
         return answer
     shown = images[places]
     for number, place in enumerate(places):
-        if place in enlarged:
-            shown[number] = closer[place].extract(images[place])  # type: ignore[union-attr]
+        if (crop := crops[place]) is not None:
+            shown[number] = crop.extract(images[place])
     second = run(np.ascontiguousarray(shown[..., ::-1])) if mirror else run(shown)
     if mirror and MASK in second:
         second[MASK] = second[MASK][..., ::-1]
-    return {name: _joined(name, values, second[name], places, closer) for name, values in answer.items()}
+    return {name: _joined(name, values, second[name], places, crops) for name, values in answer.items()}
 
 
-def _joined(name: str, first: Float, second: Float, places: list[int], closer: Sequence[Crop | None]) -> Float:
+def _joined(name: str, first: Float, second: Float, places: list[int], crops: list[Crop | None]) -> Float:
     joined = first.copy()
     for number, place in enumerate(places):
-        crop = closer[place] if closer else None
-        if name == MASK and crop is not None:
+        if name == MASK and (crop := crops[place]) is not None:
             joined[place] = _laid_over(first[place], second[number], crop)
         else:
             joined[place] = (first[place] + second[number]) / 2
