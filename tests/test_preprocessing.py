@@ -157,6 +157,20 @@ def test_what_lies_outside_the_image_or_the_crop_is_empty() -> None:
     assert back[30, 20] == 0
 
 
+@given(
+    st.tuples(st.integers(20, 60), st.integers(20, 60)),
+    st.tuples(st.floats(-90, 70), st.floats(-90, 70)),
+    st.tuples(st.floats(5, 90), st.floats(5, 90)),
+)
+def test_what_a_crop_covers_is_what_it_restores(
+    shape: tuple[int, int], start: tuple[float, float], extent: tuple[float, float]
+) -> None:
+    crop = Crop(*start, *extent, 32)
+    covered = np.zeros(shape, dtype=bool)
+    covered[crop.covered(shape)] = True
+    assert np.array_equal(covered, crop.restore(np.ones((32, 32), np.float32), shape) > 0.5)
+
+
 @pytest.mark.parametrize(("hu", "gray"), [(-1000, 0), (-20, 0), (40, 128), (100, 255), (3000, 255)])
 def test_the_brain_window(hu: int, gray: int) -> None:
     assert to_gray(np.array([hu], np.int16))[0] == gray

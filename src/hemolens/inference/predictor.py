@@ -128,14 +128,15 @@ class Predictor:
         )
 
     def _run_slices(self, prepared: Prepared, tell: Callable[[float], None]) -> dict[str, Float]:
-        below = self.model.preprocess.enlarge_below
-        parts: list[dict[str, Float]] = []
-        for start in range(0, len(prepared.contexts), BATCH):
+        below, slices = self.model.preprocess.enlarge_below, len(prepared.contexts)
+        joined: dict[str, Float] = {}
+        for start in range(0, slices, BATCH):
             members = slice(start, start + BATCH)
             closer = [own_crop(plane, below) for plane in prepared.contexts[members, 1]] if below else ()
-            parts.append(self._answer(self._images(prepared, members), closer))
-            tell(min(1.0, (start + BATCH) / len(prepared.contexts)))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for name, values in self._answer(self._images(prepared, members), closer).items():
+                joined.setdefault(name, np.empty((slices, *values.shape[1:]), values.dtype))[members] = values
+            tell(min(1.0, (start + BATCH) / slices))
+        return joined
 
     def _run_volume(self, prepared: Prepared, tell: Callable[[float], None]) -> dict[str, Float]:
         """Run windows of the network's depth; masks are averaged where they overlap, and the highest findings count."""

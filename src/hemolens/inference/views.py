@@ -30,7 +30,7 @@ def answer_in_views(
     images
         What the network sees, shape ``(n, …, size, size)``.
     run
-        The network.
+        The network; its answers are its caller's to change.
     mirror
         Show the mirror image of every sample.
     closer
@@ -53,21 +53,18 @@ def answer_in_views(
     second = run(np.ascontiguousarray(shown[..., ::-1])) if mirror else run(shown)
     if mirror and MASK in second:
         second[MASK] = second[MASK][..., ::-1]
-    return {name: _joined(name, values, second[name], places, crops) for name, values in answer.items()}
+    for name, values in answer.items():
+        for seen, place in zip(second[name], places, strict=True):
+            crop = crops[place] if name == MASK else None
+            _average(values[place], seen, crop)
+    return answer
 
 
-def _joined(name: str, first: Float, second: Float, places: list[int], crops: list[Crop | None]) -> Float:
-    joined = first.copy()
-    for number, place in enumerate(places):
-        if name == MASK and (crop := crops[place]) is not None:
-            joined[place] = _laid_over(first[place], second[number], crop)
-        else:
-            joined[place] = (first[place] + second[number]) / 2
-    return joined
-
-
-def _laid_over(whole: Float, closer: Float, crop: Crop) -> Float:
-    """Average ``(channels, size, size)`` with what was seen of the crop, within it."""
-    plane = (whole.shape[-2], whole.shape[-1])
-    seen = crop.restore(np.ones((1, crop.size, crop.size), dtype=np.float32), plane) > 0.5
-    return np.where(seen, (whole + crop.restore(closer, plane)) / 2, whole)
+def _average(first: Float, second: Float, crop: Crop | None) -> None:
+    """Set `first` to the average of both, of ``(channels, size, size)`` only where the second one's crop lies."""
+    if crop is not None:
+        plane = (first.shape[-2], first.shape[-1])
+        there = (..., *crop.covered(plane))
+        first, second = first[there], crop.restore(second, plane)[there]
+    first += second
+    first /= 2

@@ -41,14 +41,23 @@ class Crop:
         """Sample the crop from ``(…, rows, columns)``; low-pass filtered where it shrinks, 0 outside the image."""
         rows = _weights(self.row_start, self.rows / self.size, self.size, slices.shape[-2])
         columns = _weights(self.column_start, self.columns / self.size, self.size, slices.shape[-1])
-        return _resampled(slices.astype(np.float32), rows, columns)
+        return _resampled(slices.astype(np.float32, copy=False), rows, columns)
 
     def restore(self, samples: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
         """Sample ``(…, size, size)`` back onto a slice of `shape`; 0 outside the crop."""
+        return _resampled(samples, *self._weights_back(shape))
+
+    def covered(self, shape: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and columns of a slice of `shape` whose centers lie in the crop: what `restore` fills."""
+        filled = (np.flatnonzero(np.diff(weights.indptr)) for weights in self._weights_back(shape))
+        rows, columns = (slice(int(f[0]), int(f[-1]) + 1) if len(f) else slice(0) for f in filled)
+        return rows, columns
+
+    def _weights_back(self, shape: tuple[int, int]) -> tuple[sparse.csr_array, sparse.csr_array]:
         row_step, column_step = self.size / self.rows, self.size / self.columns
         rows = _weights(-self.row_start * row_step, row_step, shape[0], self.size, hold=True)
         columns = _weights(-self.column_start * column_step, column_step, shape[1], self.size, hold=True)
-        return _resampled(samples, rows, columns)
+        return rows, columns
 
 
 def _resampled(slices: NDArray[np.float32], rows: sparse.csr_array, columns: sparse.csr_array) -> NDArray[np.float32]:
@@ -59,7 +68,7 @@ def _resampled(slices: NDArray[np.float32], rows: sparse.csr_array, columns: spa
     return found
 
 
-@lru_cache(maxsize=8)  # a scan's slices are alike
+@lru_cache(maxsize=16)  # a scan's slices are alike
 def _weights(start: float, step: float, outputs: int, inputs: int, hold: bool = False) -> sparse.csr_array:
     """Return the sparse ``(outputs, inputs)`` matrix of a triangle filter as wide as the coarser of the two grids.
 
@@ -72,11 +81,14 @@ def _weights(start: float, step: float, outputs: int, inputs: int, hold: bool = 
     outside = (centers < -0.5) | (centers > inputs - 0.5)
     if hold:
         centers = np.clip(centers, 0, inputs - 1)
-    weights = np.maximum(0.0, 1.0 - np.abs(centers[:, None] - np.arange(inputs)) / support)
+    near = np.floor(centers).astype(np.intp)[:, None] + np.arange(-int(support), int(support) + 2)
+    there = (near >= 0) & (near < inputs)
+    weights = np.maximum(0.0, 1.0 - np.abs(centers[:, None] - near) / support)
     if hold:
-        weights /= weights.sum(axis=1, keepdims=True)
+        weights *= there
+    weights /= weights.sum(axis=1, keepdims=True)
+    if hold:
         weights[outside] = 0.0
-    else:
-        near = np.floor(centers)[:, None] + np.arange(-int(support) - 1, int(support) + 3)
-        weights /= np.maximum(0.0, 1.0 - np.abs(centers[:, None] - near) / support).sum(axis=1, keepdims=True)
-    return sparse.csr_array(weights.astype(np.float32))
+    output, tap = np.nonzero(there & (weights > 0))
+    entries = weights[output, tap].astype(np.float32), (output, near[output, tap])
+    return sparse.csr_array(entries, shape=(outputs, inputs))
