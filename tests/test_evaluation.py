@@ -623,9 +623,8 @@ class TestGallery:
 
 
 def test_an_uncalibrated_card_is_told_from_a_calibrated_one() -> None:
-    from hemolens.evaluation.tables import is_calibrated
     from hemolens.inference.registry import load_model
 
-    assert not is_calibrated(ToyPredictor().model)
+    assert not ToyPredictor().model.calibrated
     assert ToyPredictor().model.calibration == UNCALIBRATED
-    assert is_calibrated(load_model())
+    assert load_model().calibrated

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from explain_cases import BLOOD, SMALL, little_head
+from hemolens.analysis import analyze
 from hemolens.demo import demo_source, demo_truth
 from hemolens.errors import ConfigError, ModelError
 from hemolens.explain.maps import GradientMapper
@@ -95,13 +96,24 @@ def test_the_map_lies_on_the_hematoma_and_not_on_a_clean_slice(demo_map: Explana
     assert [s.slices for s in demo_map.samples] == [(2,), (9,), (11,), (12,)]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="ich-effunet2d-10's uncalibrated slice head says 0.3 of slice 1 (calibrated 0.01)"
-)
 def test_slices_without_blood_stay_dark(demo: Volume, shipped: Subject) -> None:
     clean = explain(demo, shipped, slices=[1, 26])
     assert np.isnan(clean.energy(TrueMask.of(demo_truth().labels())).inside)
     assert clean.values.max() < 0.1
+
+
+def test_maps_are_as_bright_as_the_analysis_reports(demo: Volume, demo_map: Explanation) -> None:
+    reported = analyze(demo).prediction.slice_probability[:, FINDING_NAMES.index("any")]
+    assert [s.probability for s in demo_map.samples] == pytest.approx([reported[k] for k in (2, 9, 11, 12)], abs=1e-4)
+    assert reported[11] - reported[2] > 0.9
+    of_subtype = explain(demo, open_subject(), ExplainConfig(finding="subdural"), slices=[11]).samples[0]
+    assert of_subtype.probability != demo_map.samples[2].probability
+
+
+def test_without_a_calibration_maps_are_as_bright_as_the_network_says(demo: Volume, shipped: Subject) -> None:
+    sample = explain(demo, replace(shipped, judge=None), slices=[9]).samples[0]
+    assert sample.reported is None
+    assert sample.probability == pytest.approx(1 / (1 + np.exp(-sample.logit)))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hemolens.evaluation.operating import OperatingPoint, choose, fallback
 from hemolens.evaluation.scored import ScoredCase, read_case, score_case
 from hemolens.evaluation.sides import UNKNOWN_SIDE, Sides, sides_of_model
 from hemolens.evaluation.summary import Measure, Summarizer
-from hemolens.evaluation.tables import Scale, ScanTable, SliceTable, fit_scale, is_calibrated, scan_table, slice_table
+from hemolens.evaluation.tables import Scale, ScanTable, SliceTable, fit_scale, scan_table, slice_table
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import Model
 from hemolens.preprocessing.pipeline import Prepared
@@ -299,7 +299,7 @@ def _fold(current: _Pass, notes: list[str]) -> Fold:
     """Choose how probabilities are made and where the line is drawn: on validation patients, or as the card says."""
     validation = [case for case in current.cases if "validation" in case.sides]
     scale = Scale("none")
-    if is_calibrated(current.entry.model):
+    if current.entry.model.calibrated:
         scale = Scale("card", current.entry.model.calibration)
     elif validation:
         try:

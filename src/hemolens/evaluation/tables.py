@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from hemolens.evaluation.scored import ScoredCase
 from hemolens.inference.calibrate import Calibration, Logistic, sigmoid, study_score
 from hemolens.inference.evidence import as_told
-from hemolens.inference.registry import Model
 from hemolens.labels import FINDING_NAMES
 
 Array = NDArray[np.float64]
@@ -110,11 +109,6 @@ class Scale:
         if self.calibration is None or np.isnan(log_odds[:, ANY]).any():
             return sigmoid(study_score(log_odds))
         return self.calibration.study(log_odds)[0]
-
-
-def is_calibrated(model: Model) -> bool:
-    """Whether a card's probabilities were fitted on patients."""
-    return len(model.calibration.study_scores) > 0
 
 
 def fit_scale(cases: Iterable[ScoredCase]) -> Scale:

@@ -33,7 +33,7 @@ MOST_SHOWN = 12
 DECIMALS = 6
 SCALE = (
     "0 to 1: the map of each slice (volumes: window; scans: whole scan) divided by its peak and multiplied by the "
-    "network's own probability of the finding, which is not calibrated"
+    "probability of the finding: what an analysis reports where model.calibrated is true, else the network's own"
 )
 
 
@@ -94,7 +94,12 @@ def to_mapping(explanation: Explanation, truth: TrueMask | None = None, truth_pa
         "hemolens_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "input": {"kind": volume.source.kind, "path_or_uid": volume.source.path_or_uid, "slices": len(volume)},
-        "model": {"name": subject.name, "sha256": subject.sha256, "reads": subject.interface.sample},
+        "model": {
+            "name": subject.name,
+            "sha256": subject.sha256,
+            "reads": subject.interface.sample,
+            "calibrated": subject.judge is not None,
+        },
         "method": config.method,
         "finding": config.finding,
         "layer": config.layer or None,

@@ -77,11 +77,13 @@ class Sample:
     """Of the finding, averaged over the image and its mirror image where predictions are."""
     peak: float
     """Highest value of the map before it is scaled: lost logits for occlusion, else logits times features."""
+    reported: float | None = None
+    """Probability of the finding that an analysis reports of the slice; None without a `Subject.judge`."""
 
     @property
     def probability(self) -> float:
-        """The network's own, not calibrated."""
-        return float(sigmoid(self.logit))
+        """What is reported where that is known, else the network's own, which is not calibrated."""
+        return float(sigmoid(self.logit)) if self.reported is None else self.reported
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +95,9 @@ class Explanation:
     volume
         The scan.
     values
-        Shape of the volume, 0 to 1: each sample's map divided by its peak and multiplied by its probability, so that a
-        slice where the network sees nothing stays dark. Overlapping windows are averaged. 0 where nothing was asked.
+        Shape of the volume, 0 to 1: each sample's map divided by its peak and multiplied by its probability
+        (`Sample.probability`), so that a slice without a finding stays dark. Overlapping windows are averaged. 0 where
+        nothing was asked.
     head
         Where the head is, same shape.
     samples
@@ -170,14 +173,15 @@ def explain(
     prepared = prepare(volume, subject.preprocess)
     places = _places(volume, prepared, chosen, subject)
     finding = FINDING_NAMES.index(config.finding)
+    reported = subject.judge(volume)[:, finding] if subject.judge else None
     total, count = np.zeros(prepared.crops.shape, dtype=np.float32), np.zeros(len(volume), dtype=np.float32)
     samples = []
     origin = prepared.restore_slices(np.arange(len(volume), dtype=np.float32)).astype(int)
     order = np.argsort(origin)  # the source's slice at each place of the network's order
     for number, place in enumerate(places):
         evidence, logit = mapper(_images(prepared, place, subject), finding)
-        peak = float(evidence.max())
-        sample = Sample(tuple(sorted(int(order[k]) for k in place)), logit, peak)
+        peak, about = float(evidence.max()), tuple(sorted(int(order[k]) for k in place))
+        sample = Sample(about, logit, peak, None if reported is None else float(reported[about[0]]))
         total[place] += evidence[: len(place)] * (sample.probability / peak if peak > 0 else 0.0)
         count[place] += 1
         samples.append(sample)

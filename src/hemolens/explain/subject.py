@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hemolens.config import suggestion
 from hemolens.errors import ConfigError, ModelError
+from hemolens.inference.calibrate import sigmoid
+from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import DEFAULT_MODEL, RUN_CARD, Interface, Model, load_model
 from hemolens.inference.runtime import Runtime, open_runtime
 from hemolens.models.network import Network
 from hemolens.models.rebuild import rebuild_network
 from hemolens.models.sequence import SequenceNetwork
 from hemolens.preprocessing.pipeline import PreprocessConfig
+from hemolens.volume import Volume
 
 RUN_CONFIG = "config.toml"
 """Stands in the folder of every training run."""
@@ -43,6 +49,9 @@ class Subject:
         Maps images to logits ``(n, 6)`` in `FINDING_NAMES` order: of slices, of volumes, or of scans.
     layer
         Where Grad-CAM looks unless told otherwise; empty where there are no gradients.
+    judge
+        Tells the calibrated probabilities of the findings of each slice of a volume, ``(slices, 6)``; None where the
+        model is not calibrated, or its findings are not those of a slice.
     """
 
     name: str
@@ -51,6 +60,24 @@ class Subject:
     interface: Interface
     findings: nn.Module
     layer: str
+    judge: Callable[[Volume], NDArray[np.floating]] | None = None
+
+
+class SliceJudge:
+    """What an analysis reports of each slice: outline, neighbors and slice head, weighed by the card's calibration."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model)
+
+    def __call__(self, volume: Volume) -> NDArray[np.floating]:
+        """Return probabilities, shape ``(slices, 6)``, in the order of the volume."""
+        prepared, scores = self._predictor.score(volume)
+        log_odds = self.model.calibration.slices(scores.evidence(prepared, self.model.preprocess.context_mm))
+        return prepared.restore_slices(sigmoid(log_odds))
 
 
 class FindingLogits(nn.Module):
@@ -142,10 +169,11 @@ def _of_run(run: Path) -> Subject:
 
 
 def _of_model(model: Model, gradients: bool) -> Subject:
+    judge = SliceJudge(model) if model.calibrated and model.interface.sample == "slice" else None
     if not gradients:
         findings = FileLogits(open_runtime(model))
-        return Subject(model.name, model.sha256, model.preprocess, model.interface, findings, "")
-    return of_network(rebuild_network(model), model.preprocess, model.name, model.sha256)
+        return Subject(model.name, model.sha256, model.preprocess, model.interface, findings, "", judge)
+    return replace(of_network(rebuild_network(model), model.preprocess, model.name, model.sha256), judge=judge)
 
 
 def of_network(network: Network, preprocess: PreprocessConfig, name: str = "network", sha256: str = "") -> Subject:

@@ -93,6 +93,11 @@ class Model:
         self.interface.check(self.preprocess)
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the card's probabilities were fitted on patients."""
+        return len(self.calibration.study_scores) > 0
+
+    @property
     def identity(self) -> ModelIdentity:
         """What a prediction carries of it."""
         return ModelIdentity(self.name, self.sha256, dict(self.card))

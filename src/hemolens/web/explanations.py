@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,8 @@ def explained(study: Study, method: str, finding: str, slices: tuple[int, ...], 
     if key not in kept:
         config = ExplainConfig(method=method, finding=finding)  # type: ignore[arg-type]  # checked by it
         subject = open_subject(settings().model, gradients=method != "occlusion")
+        if subject.judge is not None:  # the scan was judged already
+            subject = replace(subject, judge=lambda volume: study.prediction.slice_probability)
         kept[key] = explain(study.volume, subject, config, slices or None, tell)
     return kept[key]
 
