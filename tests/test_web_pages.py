@@ -186,6 +186,15 @@ def test_without_torch_it_says_how_to_get_it(study: Study, told: Any, monkeypatc
     assert "pip install 'hemolens[train]'" in text_of(app)
 
 
+def test_maps_are_scaled_by_what_the_study_says_already(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("monai")
+    asked: list[Any] = []
+    monkeypatch.setattr("hemolens.explain.run.explain", lambda volume, subject, *rest: asked.append(subject))
+    monkeypatch.setitem(study.extras, "explanations", {})
+    explanations.explained(study, "occlusion", "any", (1,))
+    assert asked[0].judge(study.volume) is study.prediction.slice_probability
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
