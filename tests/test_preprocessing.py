@@ -12,7 +12,15 @@ from scipy import ndimage
 
 from hemolens.errors import GeometryError
 from hemolens.geometry import Stack
-from hemolens.preprocessing.head import find_crop, gate, head_masks, skull_inside, whole_slice
+from hemolens.preprocessing.head import (
+    CLOSING_SHARES,
+    brain_inside,
+    find_crop,
+    gate,
+    head_masks,
+    skull_inside,
+    whole_slice,
+)
 from hemolens.preprocessing.morphology import dilated, eroded, filled, grown, opened
 from hemolens.preprocessing.pipeline import Orientation, Prepared, PreprocessConfig, contexts, prepare, slice_step
 from hemolens.preprocessing.resample import Crop
@@ -269,6 +277,26 @@ def test_the_gate_opens_where_the_skull_is_not_closed() -> None:
     assert gate(half)[half == 255].mean() < 0.02
     assert gate(np.zeros((224, 224), np.uint8)).all()
     assert not skull_inside(np.zeros((224, 224), np.uint8)).any()
+
+
+def test_an_orbit_that_opens_into_the_skull_is_no_brain() -> None:
+    """At the skull base gaps of 12 mm lead from the brain into an orbit, and from there to the outside."""
+    y, x = np.mgrid[:224, :224]
+    brain, orbit = np.hypot(y - 130, x - 112), np.hypot(y - 28, x - 112)
+    base = np.full((224, 224), 113, np.uint8)
+    base[(brain < 83) | (orbit < 26)] = 255
+    base[(brain < 75) | (orbit < 18) | ((abs(x - 112) < 6) & (y < 90))] = 113
+    assert skull_inside(base, CLOSING_SHARES[:1]).mean() < 0.05
+    assert skull_inside(base)[orbit < 15].all()
+    found = brain_inside(base)
+    assert found[brain < 73].mean() > 0.99
+    assert not found[orbit < 15].any()
+    assert found[brain > 78].mean() < 0.002
+
+
+def test_inside_a_closed_skull_nothing_is_left_out() -> None:
+    assert np.array_equal(brain_inside(ring()), skull_inside(ring()))
+    assert not brain_inside(np.full((224, 224), 113, np.uint8)).any()
 
 
 def test_bone_is_no_blood_where_a_slice_is_bone_for_the_most_part() -> None:

@@ -33,6 +33,12 @@ BONE_OPENING = 1
 CLOSING_SHARES = (1 / 60, 1 / 30, 1 / 15)
 """Reach of the closing of the skull, as shares of the crop's side (about 4, 8 and 17 mm)."""
 
+AIR_GRAY = 8
+"""About -16 HU: no fluid is as dark, so what is counts as air (in the mastoid, or after an operation), as fat may."""
+NECK_SHARE = 1 / 30
+"""What hangs on the inside of the skull by less than twice this share of the crop's side (about 16 mm) is an orbit or
+a sinus; see `brain_inside`."""
+
 Mask = NDArray[np.bool_]
 
 
@@ -138,6 +144,25 @@ def skull_inside(crop: NDArray[np.uint8], closing_shares: tuple[float, ...] = CL
     return inside
 
 
+def brain_inside(crop: NDArray[np.uint8]) -> Mask:
+    """Return the inside of the skull without what lies before and below it, shape ``(size, size)``.
+
+    `skull_inside` of the narrowest closing, unless that is less than `GATE_SHARE` and a wider one reaches it. At the
+    skull base, which is bone in part only, that takes air cells and orbits in as well, so air and fat are taken out,
+    and of the rest only the largest part is kept that no neck of `NECK_SHARE` leads to.
+    """
+    narrow = skull_inside(crop, CLOSING_SHARES[:1])
+    if narrow.mean() >= GATE_SHARE:
+        return narrow
+    neck, tissue = round(crop.shape[0] * NECK_SHARE), ~bone(crop) & ~dilated(crop <= AIR_GRAY, 1)
+    for share in CLOSING_SHARES[1:]:
+        inside = skull_inside(crop, (share,))
+        brain = dilated(_largest(_open_wide(inside & tissue, neck)), 2) & inside
+        if brain.mean() >= GATE_SHARE:
+            return brain
+    return narrow
+
+
 def gate(crop: NDArray[np.uint8]) -> Mask:
     """Return where blood may be on one cropped slice: inside the skull, or where that is not known wherever no bone is.
 
@@ -155,11 +180,13 @@ def bone(crop: NDArray[np.uint8]) -> Mask:
 
 def _enclosed(bone: Mask, reach: int) -> Mask:
     within = filled(_close(bone, reach))
-    labels, count = ndimage.label(opened(within & ~bone, 2))
-    if not count:
-        return np.zeros_like(bone)
-    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    return dilated(largest, 2) & within
+    return dilated(_largest(opened(within & ~bone, 2)), 2) & within
+
+
+def _open_wide(mask: Mask, reach: int) -> Mask:
+    """Shrink, then grow by a disk."""
+    padded = np.pad(mask, reach)
+    return grown(~grown(~padded, reach), reach)[reach:-reach, reach:-reach]
 
 
 def _close(mask: Mask, reach: int) -> Mask:
@@ -170,8 +197,12 @@ def _close(mask: Mask, reach: int) -> Mask:
 
 
 def _largest_filled(mask: NDArray[np.bool_]) -> Mask:
-    labels, count = ndimage.label(opened(mask))
+    return filled(_largest(opened(mask)))
+
+
+def _largest(mask: Mask) -> Mask:
+    """Return the largest connected part."""
+    labels, count = ndimage.label(mask)
     if not count:
         return np.zeros_like(mask)
-    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    return filled(largest)
+    return np.asarray(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])))

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hemolens.errors import InputError, OutputError
-from hemolens.preprocessing.head import CLOSING_SHARES, skull_inside
+from hemolens.preprocessing.head import brain_inside
 from hemolens.preprocessing.pipeline import (
     Prepared,
     PreprocessConfig,
@@ -38,7 +38,7 @@ from hemolens.sources.datasets.cases import EDEMA, UNKNOWN, Case, DataSet, MaskS
 from hemolens.sources.splits import group_of, slices_in
 from hemolens.volume import Volume
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is stored changes its meaning."""
 PIXELS, FLAGS, LABELS = range(3)
 """Planes of each stored slice."""
@@ -60,7 +60,7 @@ class Item:
     """1, 0 or NaN for unknown, in `hemolens.labels.FINDING_NAMES` order."""
     mask_state: MaskState
     skull_share: float
-    """Share of the crop inside a skull that is closed without guessing; a slice of much less cannot be painted."""
+    """Share of the crop inside a skull that is told well; a slice of much less cannot be painted."""
     blood_pixels: int
     """Of the mask on the network's grid; 0 where the mask is unknown."""
 
@@ -74,7 +74,7 @@ class Sample:
     inside: NDArray[np.bool_]
     """Where blood may be: inside the skull, or where that is not known wherever no bone is."""
     skull: NDArray[np.bool_]
-    """Inside of the skull as far as it is closed: where bleeds are painted."""
+    """Inside of the skull, `hemolens.preprocessing.head.brain_inside`: where bleeds are painted."""
     findings: NDArray[np.float32]
     """1, 0 or NaN for unknown, shape ``(6,)``."""
     labels: NDArray[np.uint8]
@@ -320,7 +320,7 @@ def _decode(
     order = np.arange(len(volume))[:: -1 if prepared.orientation.flip_slices else 1]
     block = np.empty((len(volume), 3, preprocess.size, preprocess.size), dtype=np.uint8)
     block[:, PIXELS] = prepared.crops
-    skulls = np.stack([skull_inside(image, CLOSING_SHARES[:1]) for image in prepared.crops])
+    skulls = np.stack([brain_inside(image) for image in prepared.crops])
     block[:, FLAGS] = prepared.gates * np.uint8(INSIDE) + skulls * np.uint8(SKULL)
     block[:, LABELS] = labels_on_grid(labels, prepared)
     blood = (block[:, LABELS] > 0) & (block[:, LABELS] < EDEMA)

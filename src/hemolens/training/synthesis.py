@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hemolens.labels import SUBTYPE_NAMES
+from hemolens.preprocessing.head import AIR_GRAY
 from hemolens.preprocessing.morphology import dilated
 from hemolens.sources.datasets.cases import EDEMA
 from hemolens.training.synthesis_bleeds import PLANNERS, plan_old_subdural
@@ -25,8 +26,6 @@ from hemolens.training.synthesis_shapes import Mask, Picture, Plan, Scene, lines
 TISSUE_GRAY = 160
 """About 55 HU, in bleed-free slices: brighter pixels are in part bone."""
 MOSTLY_BONE = 200
-AIR_GRAY = 8
-"""About -16 HU: no fluid is as dark, so what is counts as air (in the mastoid, or after an operation), as fat may."""
 AIR_EDGE = 2
 """Pixels around air that are neither air nor tissue."""
 SMALLEST_INSIDE = 0.05
