@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,26 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     monkeypatch.setattr(running, "train", interrupt)
     assert train("--quiet", "--run", str(tmp_path / "run"), *QUICK) == exits.INTERRUPTED
+    assert "interrupted. Go on with the same command and --resume" in one_line(capsys)
+
+
+def test_an_error_on_the_way_out_of_an_interrupt_does_not_hide_it(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch raises such an error when one of its workers hears the Ctrl-C first."""
+    heard_before = signal.getsignal(signal.SIGCHLD)
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+
+    monkeypatch.setattr(running, "train", interrupted)
+    try:
+        assert train("--quiet", "--run", str(tmp_path / "run"), *QUICK) == exits.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGCHLD, heard_before)
     assert "interrupted. Go on with the same command and --resume" in one_line(capsys)
 
 

@@ -106,7 +106,7 @@ def test_a_run_that_was_killed_and_interrupted_ends_with_the_same_weights(
         wait_for(run, reached + 5, again)
         os.killpg(again.pid, end)  # to the process and its workers, as a terminal and a service manager do
         _, err = again.communicate(timeout=60)
-        assert again.returncode == 130
+        assert again.returncode == 130, err
         line = f"Go on with the same command and --resume; {run} holds the last whole checkpoint."
         assert err.splitlines()[-1] == f"hemolens: interrupted. {line}", err
         assert "Traceback" not in err

@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 AGAIN_S = 0.05
+_ASKED = threading.Event()
+"""Set once the command was told to end."""
 
 
 @contextmanager
@@ -21,8 +23,12 @@ def kept_interrupts() -> Iterator[None]:
     An interrupt that arrives while Python runs a finalizer or a weak reference's callback, as the import system's own
     after every module, has nowhere to go: Python reports it to `sys.unraisablehook` and the command would run on.
     """
+    _ASKED.clear()
     if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _on_terminate)
+        signal.signal(signal.SIGTERM, _on_end)
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    if on_ctrl_c is signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, _on_end)
     told_before = sys.unraisablehook
     coming: list[threading.Timer] = []
 
@@ -41,11 +47,27 @@ def kept_interrupts() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = told_before
+        signal.signal(signal.SIGINT, on_ctrl_c)
         for again in coming:  # a command that has ended is not interrupted any more
             again.cancel()
 
 
-def _on_terminate(number: int, frame: FrameType | None) -> None:
-    if hasattr(signal, "SIGCHLD"):  # PyTorch raises from there when a worker, which is told to end, too, ends first
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+@contextmanager
+def as_interrupt() -> Iterator[None]:
+    """Take whatever error follows an interrupt for the interrupt: on its way out it may be replaced.
+
+    PyTorch raises an error from a signal handler when one of its workers, which hear a Ctrl-C, too, ends first.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _ASKED.is_set():
+            raise
+        raise KeyboardInterrupt from error
+
+
+def _on_end(number: int, frame: FrameType | None) -> None:
+    _ASKED.set()
+    if hasattr(signal, "SIGCHLD"):  # no worker's end is news any more; by default, Python would tell of a race
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
     raise KeyboardInterrupt

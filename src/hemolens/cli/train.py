@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hemolens.cli import exits
+from hemolens.cli.interrupts import as_interrupt
 from hemolens.cli.training import (
     RUNS,
     AsJson,
@@ -83,7 +84,7 @@ def train(
     chosen = read_split(split) if split is not None else None
     out = run if run is not None else RUNS / Path(preset).stem
     try:
-        with progress_line(quiet=quiet) as show:
+        with as_interrupt(), progress_line(quiet=quiet) as show:
             result = run_training(
                 config, opened, chosen, fold, out,
                 resume=resume, cache=cache, progress=(lambda p: show(p, "")) if show else None,

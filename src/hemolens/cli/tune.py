@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hemolens.cli import exits
+from hemolens.cli.interrupts import as_interrupt
 from hemolens.cli.training import (
     RUNS,
     AsJson,
@@ -79,7 +80,7 @@ def tune(
     chosen = read_split(split) if split is not None else None
     out = run if run is not None else RUNS / f"{Path(preset).stem}-tune"
     try:
-        with progress_line(quiet=quiet) as show:
+        with as_interrupt(), progress_line(quiet=quiet) as show:
 
             def told(progress: TuneProgress) -> None:
                 if show:
