@@ -26,8 +26,8 @@ def kept_interrupts() -> Iterator[None]:
     _ASKED.clear()
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _on_end)
-    on_ctrl_c = signal.getsignal(signal.SIGINT)
-    if on_ctrl_c is signal.default_int_handler:  # a shell's background job ignores it
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell's background job ignores it
+    if heard:
         signal.signal(signal.SIGINT, _on_end)
     told_before = sys.unraisablehook
     coming: list[threading.Timer] = []
@@ -47,7 +47,8 @@ def kept_interrupts() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = told_before
-        signal.signal(signal.SIGINT, on_ctrl_c)
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         for again in coming:  # a command that has ended is not interrupted any more
             again.cancel()
 

@@ -134,7 +134,9 @@ class Predictor:
             members = slice(start, start + BATCH)
             closer = [own_crop(plane, below) for plane in prepared.contexts[members, 1]] if below else ()
             for name, values in self._answer(self._images(prepared, members), closer).items():
-                joined.setdefault(name, np.empty((slices, *values.shape[1:]), values.dtype))[members] = values
+                if name not in joined:
+                    joined[name] = np.empty((slices, *values.shape[1:]), values.dtype)
+                joined[name][members] = values
             tell(min(1.0, (start + BATCH) / slices))
         return joined
 
