@@ -280,7 +280,7 @@ def test_the_gate_opens_where_the_skull_is_not_closed() -> None:
 
 
 def test_an_orbit_that_opens_into_the_skull_is_no_brain() -> None:
-    """At the skull base gaps of 12 mm lead from the brain into an orbit, and from there to the outside."""
+    """At the skull base gaps of 11 mm lead from the brain into an orbit, and from there to the outside."""
     y, x = np.mgrid[:224, :224]
     brain, orbit = np.hypot(y - 130, x - 112), np.hypot(y - 28, x - 112)
     base = np.full((224, 224), 113, np.uint8)

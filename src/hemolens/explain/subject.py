@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from hemolens.config import suggestion
 from hemolens.errors import ConfigError, ModelError
-from hemolens.inference.calibrate import sigmoid
 from hemolens.inference.predictor import Predictor
 from hemolens.inference.registry import DEFAULT_MODEL, RUN_CARD, Interface, Model, load_model
 from hemolens.inference.runtime import Runtime, open_runtime
@@ -61,23 +59,6 @@ class Subject:
     findings: nn.Module
     layer: str
     judge: Callable[[Volume], NDArray[np.floating]] | None = None
-
-
-class SliceJudge:
-    """What an analysis reports of each slice: outline, neighbors and slice head, weighed by the card's calibration."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    @cached_property
-    def _predictor(self) -> Predictor:
-        return Predictor(self.model)
-
-    def __call__(self, volume: Volume) -> NDArray[np.floating]:
-        """Return probabilities, shape ``(slices, 6)``, in the order of the volume."""
-        prepared, scores = self._predictor.score(volume)
-        log_odds = self.model.calibration.slices(scores.evidence(prepared, self.model.preprocess.context_mm))
-        return prepared.restore_slices(sigmoid(log_odds))
 
 
 class FindingLogits(nn.Module):
@@ -169,7 +150,7 @@ def _of_run(run: Path) -> Subject:
 
 
 def _of_model(model: Model, gradients: bool) -> Subject:
-    judge = SliceJudge(model) if model.calibrated and model.interface.sample == "slice" else None
+    judge = Predictor(model).judge if model.calibrated and model.interface.sample == "slice" else None
     if not gradients:
         findings = FileLogits(open_runtime(model))
         return Subject(model.name, model.sha256, model.preprocess, model.interface, findings, "", judge)

@@ -187,6 +187,14 @@ class Predictor:
             closer=closer,
         )
 
+    def judge(self, volume: Volume) -> NDArray[np.float32]:
+        """Return only the calibrated probabilities of the findings of each slice, ``(slices, 6)``."""
+        prepared, scores = self.score(volume)
+        return prepared.restore_slices(sigmoid(self._log_odds(prepared, scores)).astype(np.float32))
+
+    def _log_odds(self, prepared: Prepared, scores: Scores) -> NDArray[np.float64]:
+        return self.model.calibration.slices(scores.evidence(prepared, self.model.preprocess.context_mm))
+
     def finish(self, prepared: Prepared, scores: Scores) -> Prediction:
         """Calibrate, and bring everything back onto the source grid and into the source's slice order.
 
@@ -197,7 +205,7 @@ class Predictor:
         """
         self.check_complete()
         assert scores.blood is not None
-        log_odds = self.model.calibration.slices(scores.evidence(prepared, self.model.preprocess.context_mm))
+        log_odds = self._log_odds(prepared, scores)
         study, interval = self.model.calibration.study(log_odds)
         blood = _in_halves(prepared, scores.blood)
         return Prediction(
