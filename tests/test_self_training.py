@@ -15,7 +15,8 @@ from evaluation_cases import Bleed, ToyPredictor, ToySet, scan
 from hemolens.errors import HemolensError, InputError
 from hemolens.sources.datasets.cases import UNKNOWN, UNKNOWN_SUBTYPE, SliceRecord
 from hemolens.sources.datasets.pseudo import INDEX, PseudoMasked, read_pseudo, with_pseudo
-from hemolens.training.self_training import SelfTrainingConfig, allowed, trusted, write_pseudo
+from hemolens.training.pseudo_folder import write_pseudo
+from hemolens.training.self_training import SelfTrainingConfig, allowed, trusted
 
 SIDE = 224
 NAN = float("nan")

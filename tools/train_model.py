@@ -38,8 +38,9 @@ from hemolens.sources.splits import SIDES, Fold, Split, read_split
 from hemolens.training.config import load_preset
 from hemolens.training.loop import Progress
 from hemolens.training.provenance import commit
+from hemolens.training.pseudo_folder import write_pseudo
 from hemolens.training.run import PROVENANCE, RunResult, run_training
-from hemolens.training.self_training import SelfTrainingConfig, write_pseudo
+from hemolens.training.self_training import SelfTrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "hemolens" / "models" / "weights"
@@ -53,6 +54,8 @@ AVERAGED = "average_with_start"
 """Key of an experiment that ships the mean of the weights it ended with and of those it began with."""
 PSEUDO = "pseudo"
 """Key of a stage that learns from what the stage before outlines, too."""
+MEND = "mend"
+"""Key of a stage with `PSEUDO` that learns from published derived masks as the stage before completes them."""
 
 
 def main() -> None:
@@ -162,8 +165,9 @@ def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path
     for number, stage in enumerate(experiment["stage"], start=1):
         folder, datasets = run / str(number), published
         if stage.get(PSEUDO):  # of all bleeding slices, also those that an earlier stage has outlined
-            datasets = with_pseudo(published, outlined(start, published, split, run))
-        settings = {key: value for key, value in stage.items() if key != PSEUDO}
+            trusted = SelfTrainingConfig(mend=stage.get(MEND, False))
+            datasets = with_pseudo(published, outlined(start, published, split, run, trusted))
+        settings = {key: value for key, value in stage.items() if key not in (PSEUDO, MEND)}
         config = load_preset(experiment["preset"], {**dotted(settings), "start": start})
         result = run_training(config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report)
         origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
@@ -175,12 +179,14 @@ def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path
     return told, result
 
 
-def outlined(teacher: str, datasets: Sequence[DataSet], split: Split, run: Path) -> PseudoFolder:
+def outlined(
+    teacher: str, datasets: Sequence[DataSet], split: Split, run: Path, trusted: SelfTrainingConfig
+) -> PseudoFolder:
     """Return the masks that the stage before derives for its training side; what is derived already is read."""
-    folder = run / f"pseudo-{Path(teacher).name}"
+    folder = run / f"pseudo-{Path(teacher).name}{'-mended' if trusted.mend else ''}"
     if not (folder / INDEX).exists():
         shutil.rmtree(folder, ignore_errors=True)  # cut off half-way
-        write_pseudo(Predictor(load_model(teacher)), datasets, split.fold(0).train, folder, SelfTrainingConfig())
+        write_pseudo(Predictor(load_model(teacher)), datasets, split.fold(0).train, folder, trusted)
     return read_pseudo(folder)
 
 

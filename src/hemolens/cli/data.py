@@ -230,7 +230,8 @@ def pseudo(
     from hemolens.inference.predictor import Predictor
     from hemolens.inference.registry import load_model
     from hemolens.sources.splits import read_split
-    from hemolens.training.self_training import SelfTrainingConfig, write_pseudo
+    from hemolens.training.pseudo_folder import write_pseudo
+    from hemolens.training.self_training import SelfTrainingConfig
 
     chosen = read_split(split_file).fold(fold)
     datasets = _open(folder, names, quiet=quiet)

@@ -7,27 +7,18 @@ Whatever else the network suspects on such a slice is unknown from then on: neit
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hemolens.config import to_mapping
-from hemolens.errors import OutputError
 from hemolens.inference.predictor import Predictor
 from hemolens.labels import SUBTYPE_NAMES
 from hemolens.preprocessing.pipeline import Prepared
 from hemolens.sources.datasets.cases import UNKNOWN, Case, DataSet, SliceRecord, single_subtype
-from hemolens.sources.datasets.pseudo import FORMAT, INDEX, file_name
-from hemolens.training.checkpoint import write_whole
 
 Mask = NDArray[np.bool_]
 Gray = NDArray[np.uint8]
@@ -66,12 +57,27 @@ class SelfTrainingConfig:
     """A slice with epidural or subdural blood alone: regions come this near to the skull."""
     deep: float = 0.045
     """A slice with blood in the brain or the ventricles alone: regions reach at least this deep."""
+    mend: bool = False
+    """Complete the masks of data sets that are derived as published, too (`hemolens.training.mending`)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.suspected <= self.low <= self.core < 1:
             raise ValueError("suspected, low and core must rise and lie between 0 and 1")
         if self.smallest < 1 or self.brighter < 0 or self.near_skull <= 0 or self.deep < 0:
             raise ValueError("smallest must be at least 1, brighter and deep at least 0, near_skull above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """What a network tells of some slices of a scan."""
+
+    names: tuple[str, ...]
+    """Of the slices."""
+    planes: NDArray[np.uint8]
+    """Their masks: labels as of `DataSet.labels`, shape ``(names, rows, columns)``, on the grid of the source."""
+    findings: tuple[tuple[float, ...], ...] | None = None
+    """What is known of each slice from now on, where that is anything new; all NaN with a mask that is unknown
+    throughout."""
 
 
 def trusted(probability: Float, crop: Gray, inside: Mask, kinds: Collection[str], config: SelfTrainingConfig) -> Mask:
@@ -125,15 +131,8 @@ def _snapped(region: Mask, crop: Gray, inside: Mask, brain: float, probability: 
 
 def derive(
     predictor: Predictor, dataset: DataSet, case: Case, config: SelfTrainingConfig
-) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
-    """Outline the bleeding slices of a case whose mask is unknown.
-
-    Returns
-    -------
-    tuple
-        Names of the slices that got a mask, and the masks: labels as of `DataSet.labels`, shape
-        ``(names, rows, columns)``, on the grid of the source.
-    """
+) -> Derived:
+    """Outline the bleeding slices of a case whose mask is unknown."""
     volume = dataset.volume(case)
     prepared, scores = predictor.score(volume)
     assert scores.blood is not None
@@ -148,7 +147,12 @@ def derive(
         if kept.any():
             names.append(record.name)
             planes.append(_labels(prepared, kept, (probability >= config.suspected) & ~kept, record))
-    return tuple(names), np.stack(planes) if planes else np.zeros((0, *volume.shape[1:]), dtype=np.uint8)
+    return Derived(tuple(names), stacked(planes, volume.shape[1:]))
+
+
+def stacked(planes: list[NDArray[np.uint8]], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return ``(planes, rows, columns)``, also of no planes."""
+    return np.stack(planes) if planes else np.zeros((0, *shape), dtype=np.uint8)
 
 
 def allowed(record: SliceRecord) -> tuple[str, ...]:
@@ -163,61 +167,3 @@ def _labels(prepared: Prepared, kept: Mask, suspected: Mask, record: SliceRecord
     labels[doubt > 0.1] = UNKNOWN
     labels[blood >= 0.5] = single_subtype(record.findings)
     return labels
-
-
-def write_pseudo(
-    predictor: Predictor,
-    datasets: Sequence[DataSet],
-    members: Collection[str],
-    out: Path,
-    config: SelfTrainingConfig,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Derive masks for the given patients and write the folder that `hemolens train --pseudo` reads.
-
-    Parameters
-    ----------
-    members
-        ``dataset/patient``: the training side of a split.
-
-    Returns
-    -------
-    dict
-        The index: which slices got a mask, and by which model.
-
-    Raises
-    ------
-    OutputError
-        If `out` holds anything, or cannot be written.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: is there already and not empty. Name a new folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    chosen = [(d, case) for d in datasets for case in d.cases if case.group in members]
-    entries: dict[str, Any] = {}
-    wanted: Counter[str] = Counter()
-    for number, (dataset, case) in enumerate(chosen, 1):
-        bleeding = [r for r in case.slices if r.mask_state == "unknown" and r.findings[0] == 1.0]
-        wanted[dataset.name] += len(bleeding)
-        if bleeding:
-            names, planes = derive(predictor, dataset, case, config)
-            if names:
-                buffer = io.BytesIO()
-                np.savez_compressed(buffer, labels=planes)
-                write_whole(out / file_name(case), buffer.getvalue())
-                entries[case.id] = {"file": file_name(case), "slices": list(names)}
-        if progress is not None:
-            progress(number, len(chosen))
-    index = {
-        "format": FORMAT,
-        "origin": {
-            "model": predictor.model.name,
-            "sha256": predictor.model.sha256,
-            "settings": to_mapping(config),
-            "bleeding_slices_without_mask": dict(wanted),
-            "slices_outlined": sum(len(entry["slices"]) for entry in entries.values()),
-        },
-        "cases": entries,
-    }
-    write_whole(out / INDEX, json.dumps(index, indent=1).encode())  # last: a folder that has it is whole
-    return index
