@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,3 +42,14 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: skipped for missing data, which CI does not accept: {report.longrepr}"
     return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Say how a worker of pytest-xdist ended that ended in the middle: below 0 is the signal."""
+    if error:
+        try:
+            told = f"ended with exit code {node.gateway._io.popen.wait(10)}"
+        except subprocess.TimeoutExpired:
+            told = "is still there"
+        print(f"{node.gateway.id} {told}", file=sys.stderr)

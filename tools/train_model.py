@@ -78,7 +78,7 @@ def ship(experiment: dict[str, Any], split: Split, stages: list[Any], result: Ru
     difference = export_onnx(result.network, preprocess, whole)
     averaged = {}
     if experiment.get(AVERAGED):
-        average_onnx(whole, load_model(experiment["start"]).path, whole)
+        average_onnx([whole, load_model(experiment["start"]).path], whole)
         averaged = {"averaged_with": experiment["start"]}
     told = {
         **{key: experiment[key] for key in ("title", "intended_use", "license", "limits")},

@@ -215,6 +215,7 @@ def pseudo(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")],
     fold: Annotated[int, typer.Option("--fold", metavar="N", min=0, help="Fold of the split, from 0.")] = 0,
+    mend: Annotated[bool, typer.Option("--mend", help="Complete published masks that are derived, too.")] = False,
     names: Names = "",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -238,13 +239,20 @@ def pseudo(
     predictor = Predictor(load_model(model))
     with progress_shown("outlining", quiet=quiet) as tell:
         index = write_pseudo(
-            predictor, datasets, chosen.train, out, SelfTrainingConfig(), tell and (lambda k, n: tell("infer", k / n))
+            predictor,
+            datasets,
+            chosen.train,
+            out,
+            SelfTrainingConfig(mend=mend),
+            tell and (lambda k, n: tell("infer", k / n)),
         )
     if as_json:
         print(json.dumps(index["origin"], indent=2))
     elif not quiet:
         wanted = sum(index["origin"]["bleeding_slices_without_mask"].values())
         print(f"{out}: masks for {index['origin']['slices_outlined']} of {wanted} bleeding slices without one")
+        if mend:
+            print(f"{out}: {index['origin']['slices_mended']} slices of scans with derived masks are told anew")
 
 
 def _listed(names: str) -> tuple[str, ...]:

@@ -66,9 +66,14 @@ def read_pseudo(root: Path) -> PseudoFolder:
         raise InputError(root, f"holds no {INDEX}", REMEDY) from error
     except ValueError as error:
         raise InputError(path, "is not JSON", REMEDY) from error
+    wrong = InputError(path, f"is not of the form {FORMAT}", REMEDY)
     if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise InputError(path, f"is not of the form {FORMAT}", REMEDY)
-    return PseudoFolder(root, {name: _case(entry) for name, entry in told["cases"].items()}, told["origin"])
+        raise wrong
+    try:
+        cases = {name: _case(entry) for name, entry in told["cases"].items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise wrong from error
+    return PseudoFolder(root, cases, told.get("origin", {}))
 
 
 def _case(entry: Mapping[str, Any]) -> PseudoCase:
