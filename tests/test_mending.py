@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,11 @@ pytest.importorskip("torch", reason="needs hemolens[train]")
 
 from evaluation_cases import Bleed, Scan, ToyPredictor, ToySet, scan
 from hemolens.errors import InputError
+from hemolens.inference.registry import DEFAULT_MODEL
 from hemolens.sources.datasets.cases import EDEMA, NO_FINDINGS, UNKNOWN, UNKNOWN_FINDINGS, UNKNOWN_SUBTYPE, MaskState
 from hemolens.sources.datasets.phe_sich import PSEUDO_FINDINGS
 from hemolens.sources.datasets.pseudo import INDEX, read_pseudo, with_pseudo
+from hemolens.sources.splits import Fold, Split, write_split
 from hemolens.training.mending import Mended, mend_masks
 from hemolens.training.pseudo_folder import write_pseudo
 from hemolens.training.self_training import SelfTrainingConfig
@@ -175,3 +179,39 @@ def test_what_is_known_must_fit_the_slices(tmp_path: Path) -> None:
     (tmp_path / "p" / INDEX).write_text(json.dumps(told))
     with pytest.raises(InputError, match="is not of the form"):
         read_pseudo(tmp_path / "p")
+
+
+@pytest.mark.slow
+def test_a_published_scan_from_the_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PHE-SICH 0060: the derived masks leave out the paler half of a layered hematoma on slices 14 to 16."""
+    from hemolens.cli.main import main
+    from hemolens.sources.datasets.opening import open_datasets
+
+    root = tmp_path / "phe_sich"
+    for folder in ("images", "blood_pseudo", "oedema"):
+        (root / folder).mkdir(parents=True)
+        for file in (data / "phe_sich" / folder).glob("0060_*"):
+            shutil.copy(file, root / folder)
+    rows = (data / "phe_sich" / "slices.csv").read_text().splitlines(keepends=True)
+    (root / "slices.csv").write_text("".join(r for k, r in enumerate(rows) if not k or r.startswith("0060_")))
+    split = tmp_path / "split.json"
+    told = {"train": ["phe_sich/0060"], "validation": [], "test": []}
+    write_split(Split("patient", 0, {"phe_sich": ("0060",)}, (Fold(**{k: tuple(v) for k, v in told.items()}),)), split)
+    out = tmp_path / "mended"
+    line = ["data", "pseudo", DEFAULT_MODEL, "--data", str(root), "--split", str(split), "-o", str(out), "--mend"]
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert "masks for 0 of 0 bleeding slices without one" in said
+    assert re.search(r"[1-9]\d* slices of scans with derived masks are told anew", said)
+
+    (before,) = open_datasets(root, ("phe_sich",))
+    (after,) = with_pseudo([before], read_pseudo(out))
+    hu, old, new = before.volume(before.cases[0]).hu, before.labels(before.cases[0]), after.labels(after.cases[0])
+    assert np.array_equal(new == EDEMA, old == EDEMA)
+    assert (new[old == UNKNOWN_SUBTYPE] == UNKNOWN_SUBTYPE).all()
+    brain = np.median(hu[(hu > 10) & (hu < 60)])
+    place = {record.name: k for k, record in enumerate(before.cases[0].slices)}
+    for name in ("0060_15.jpg", "0060_16.jpg"):
+        added = (new == UNKNOWN_SUBTYPE)[place[name]] & (old == 0)[place[name]]
+        assert added.sum() > 200
+        assert np.median(hu[place[name]][added]) > brain + 4
