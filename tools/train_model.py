@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,8 @@ SCANS, SLICES = 20, 8
 BEGINS_ANEW = ""
 AVERAGED = "average_with_start"
 """Key of an experiment that ships the mean of the weights it ended with and of those it began with."""
+BRANCHES = "branches"
+"""Key of an experiment whose stages all go on from where it began, each by itself; their mean ships."""
 PSEUDO = "pseudo"
 """Key of a stage that learns from what the stage before outlines, too."""
 MEND = "mend"
@@ -67,19 +70,16 @@ def main() -> None:
     chosen = parser.parse_args()
     experiment = tomllib.loads(chosen.experiment.read_text(encoding="utf-8"))
     split = read_split(chosen.experiment.parent / experiment["split"])
-    stages, result = train_stages(experiment, split, chosen.data, chosen.run)
-    ship(experiment, split, stages, result, chosen.data)
+    stages, results = train_stages(experiment, split, chosen.data, chosen.run)
+    ship(experiment, split, stages, results, chosen.data)
 
 
-def ship(experiment: dict[str, Any], split: Split, stages: list[Any], result: RunResult, data: Path) -> None:
-    """Write a trained network in 32 bits and in 8, calibrate and measure both, and write their cards."""
+def ship(experiment: dict[str, Any], split: Split, stages: list[Any], results: list[RunResult], data: Path) -> None:
+    """Write the mean of trained networks in 32 bits and in 8, calibrate and measure both, and write their cards."""
+    result = results[0]
     preprocess = replace(result.config.preprocess, **experiment.get("inference", {}))
     whole = WEIGHTS / f"{experiment['name']}.onnx"
-    difference = export_onnx(result.network, preprocess, whole)
-    averaged = {}
-    if experiment.get(AVERAGED):
-        average_onnx([whole, load_model(experiment["start"]).path], whole)
-        averaged = {"averaged_with": experiment["start"]}
+    difference, averaged = joined(experiment, results, preprocess, whole)
     told = {
         **{key: experiment[key] for key in ("title", "intended_use", "license", "limits")},
         "network": {
@@ -103,6 +103,25 @@ def ship(experiment: dict[str, Any], split: Split, stages: list[Any], result: Ru
         "network": {**told["network"], "quantized_from": whole.stem},
     }
     measure(small, told, preprocess, thresholds, split, experiment["drawn"], data)
+
+
+def joined(
+    experiment: dict[str, Any], results: list[RunResult], preprocess: PreprocessConfig, target: Path
+) -> tuple[float, dict[str, Any]]:
+    """Write the mean of what was trained, and of what it began with where that is asked for.
+
+    Returns
+    -------
+    tuple
+        The largest difference that exporting made, and what the card says of the mean.
+    """
+    start = [load_model(experiment["start"]).path] if experiment.get(AVERAGED) else []
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.onnx" for number in range(len(results))]
+        difference = max(export_onnx(r.network, preprocess, file) for r, file in zip(results, files, strict=True))
+        average_onnx([*files, *start], target)
+    averaged = {"averaged": f"the {len(files)} stages, each from {experiment['start']}"} if len(files) > 1 else {}
+    return difference, {**averaged, **({"averaged_with": experiment["start"]} if start else {})}
 
 
 def measure(
@@ -157,11 +176,20 @@ def shown(model: Model, datasets: Sequence[DataSet], split: Split) -> Iterator[N
             yield seen[np.linspace(0, len(seen) - 1, min(SLICES, len(seen))).astype(int)].astype(np.float32)
 
 
-def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path) -> tuple[list[Any], RunResult]:
-    """Train stage after stage, each from the weights of the one before; what is done already is not done again."""
+def train_stages(
+    experiment: dict[str, Any], split: Split, data: Path, run: Path
+) -> tuple[list[Any], list[RunResult]]:
+    """Train stage after stage, each from the weights of the one before; what is done already is not done again.
+
+    Returns
+    -------
+    tuple
+        What the card says of each stage, and the one that the last stage made; of `BRANCHES`, one of each stage.
+    """
     published = open_datasets(data, tuple(split.datasets))
     told: list[dict[str, Any]] = []
-    start, result = experiment.get("start", BEGINS_ANEW), None
+    start, branches = experiment.get("start", BEGINS_ANEW), experiment.get(BRANCHES, False)
+    results: list[RunResult] = []
     for number, stage in enumerate(experiment["stage"], start=1):
         folder, datasets = run / str(number), published
         if stage.get(PSEUDO):  # of all bleeding slices, also those that an earlier stage has outlined
@@ -169,14 +197,16 @@ def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path
             datasets = with_pseudo(published, outlined(start, published, split, run, trusted))
         settings = {key: value for key, value in stage.items() if key not in (PSEUDO, MEND)}
         config = load_preset(experiment["preset"], {**dotted(settings), "start": start})
-        result = run_training(config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report)
+        results.append(
+            run_training(config, datasets, split, 0, folder, resume=True, cache=run / "cache", progress=report)
+        )
         origin = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        shown = {**to_mapping(config), "start": f"stage {number - 1}" if number > 1 else start}
+        shown = {**to_mapping(config), "start": f"stage {number - 1}" if number > 1 and not branches else start}
         told.append({"datasets": origin["datasets"], "sessions": origin["sessions"], "config": shown})
-        start = str(folder)
-    if result is None:
+        start = start if branches else str(folder)
+    if not results:
         raise SystemExit("The experiment has no [[stage]].")
-    return told, result
+    return told, results if branches else results[-1:]
 
 
 def outlined(
