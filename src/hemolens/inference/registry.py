@@ -16,7 +16,7 @@ from hemolens.inference.calibrate import Calibration
 from hemolens.inference.prediction import ModelIdentity
 from hemolens.preprocessing.pipeline import PreprocessConfig
 
-DEFAULT_MODEL = "ich-effunet2d-10"
+DEFAULT_MODEL = "ich-effunet2d-12"
 RUN_CARD = "model.json"
 """Name of the card in the folder of a training run."""
 SampleKind = Literal["slice", "volume", "scan"]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INPUT = "images"
-FIRST_KEPT = 6
+FIRST_KEPT = 12
 """So many of the first convolutions stay as they are."""
 QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "Concat")
 
