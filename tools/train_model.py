@@ -1,6 +1,6 @@
 """Train a model that ships, calibrate and measure it, and write its ONNX file and card into the package.
 
-    python tools/train_model.py configs/ich-effunet2d-10.toml --data ../shared/data --run runs/ich-effunet2d-10
+    python tools/train_model.py configs/ich-effunet2d-12.toml --data ../shared/data --run runs/ich-effunet2d-12
 
 A run that was cut off goes on from its last checkpoint when the same command is given again.
 """
