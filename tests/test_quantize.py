@@ -55,7 +55,7 @@ def test_the_outlines_stay_and_the_size_falls(small: Path, seen: np.ndarray) -> 
     assert [node.op_type for node in graph.node].count("QuantizeLinear") > 50
     rounded = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     whole_bits = [node.input[1] not in rounded for node in graph.node if node.op_type == "Conv"]
-    assert whole_bits == [True] * 6 + [False] * (len(whole_bits) - 7) + [True]
+    assert whole_bits == [True] * 12 + [False] * (len(whole_bits) - 13) + [True]
     shown = seen[1::3]  # not those that the ranges were read off
     one, other = blood(whole, shown), blood(small, shown)
     assert (one >= 0.5).sum() > 500

@@ -176,9 +176,7 @@ def shown(model: Model, datasets: Sequence[DataSet], split: Split) -> Iterator[N
             yield seen[np.linspace(0, len(seen) - 1, min(SLICES, len(seen))).astype(int)].astype(np.float32)
 
 
-def train_stages(
-    experiment: dict[str, Any], split: Split, data: Path, run: Path
-) -> tuple[list[Any], list[RunResult]]:
+def train_stages(experiment: dict[str, Any], split: Split, data: Path, run: Path) -> tuple[list[Any], list[RunResult]]:
     """Train stage after stage, each from the weights of the one before; what is done already is not done again.
 
     Returns

@@ -129,9 +129,7 @@ def _snapped(region: Mask, crop: Gray, inside: Mask, brain: float, probability: 
     return np.asarray(near & (core | (smooth >= (blood + brain) / 2)))
 
 
-def derive(
-    predictor: Predictor, dataset: DataSet, case: Case, config: SelfTrainingConfig
-) -> Derived:
+def derive(predictor: Predictor, dataset: DataSet, case: Case, config: SelfTrainingConfig) -> Derived:
     """Outline the bleeding slices of a case whose mask is unknown."""
     volume = dataset.volume(case)
     prepared, scores = predictor.score(volume)
