@@ -88,9 +88,8 @@ def train(folder: Path) -> None:
     )  # fmt: skip
     # In a process of its own: beside a browser's connection in this one, a worker of pytest once ended without a word.
     line = ["train", "unet2d", "--data", str(folder / "heads"), "--run", str(folder / "runs" / "tiny"), "--quiet"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hemolens", *line, *words], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "hemolens", *line, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,8 +1,8 @@
 """The mean of networks' weights: of some that learned on from another, each by itself, and that other.
 
 What is learned on for an hour takes the network from where it was to one solution of many near by; half the way back
-often lies better than either end (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022), and so does the
-middle of several of them ("Model soups", ICML 2022). It costs no time in use.
+often lies better than either end (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022), and so does
+the middle of several of them (Wortsman et al., "Model soups", ICML 2022). It costs no time in use.
 """
 
 from __future__ import annotations
