@@ -42,6 +42,7 @@ def mended(
     looks: dict[int, list[tuple[np.ndarray, float]]],
     numbers: list[int] | None = None,
     known: int = 0,
+    gray: int = 170,
 ) -> Mended:
     """Mend a scan of even brain: a disk of blood is known on slice `known`, and `looks` like blood so surely."""
     probability = np.full((len(states), SIDE, SIDE), 0.01, dtype=np.float32)
@@ -51,7 +52,7 @@ def mended(
     truth[known] = disk(KNOWN_AT)
     for k, seen in {known: [(truth[known], 0.95)], **looks}.items():
         for where, peak in seen:
-            probability[k][where], crops[k][where] = peak, 170
+            probability[k][where], crops[k][where] = peak, gray
     probability[known][truth[known]], crops[known][truth[known]] = 0.95, 170
     return mend_masks(probability, crops, inside, truth, states, numbers or list(range(len(states))), CONFIG)
 
@@ -76,8 +77,11 @@ def test_beside_a_known_bleed(place: tuple[int, int], peak: float, added: bool, 
 
 
 def test_around_a_known_bleed_its_edge_stays_taught() -> None:
-    found = mended([PSEUDO], {0: [(disk(KNOWN_AT, 7.5), 0.5)]})
-    assert not found.doubt.any()
+    faint = mended([PSEUDO], {0: [(disk(KNOWN_AT, 7), 0.5)]}, gray=120)
+    assert not faint.added.any()
+    assert not faint.doubt.any()
+    wide = mended([PSEUDO], {0: [(disk(KNOWN_AT, 14), 0.5)]}, gray=116)
+    assert wide.doubt[0][disk(KNOWN_AT, 13) & ~disk(KNOWN_AT, 9)].all()
 
 
 @pytest.mark.parametrize(
@@ -116,11 +120,15 @@ def test_a_slice_that_likely_bleeds_is_outlined_where_the_bleed_goes_on_and_in_d
     assert mended([PSEUDO, UNSURE], {1: [(disk(FAR_AT), 0.9)]}).states == (PSEUDO, UNSURE)
 
 
+ALONE = Bleed(range(3, 4), range(42, 48), range(24, 30))
+
+
 def source() -> ToySet:
-    """Scan a: half of a bleed is derived on slices 4 and 5, slice 6 shows more; b looks bloody and has no such mask."""
+    """Scan a: half of a bleed is derived on slices 4 and 5, slice 6 shows more, and slice 4 shows something by itself;
+    b looks bloody and has no such mask."""
     whole, half = Bleed(range(3, 6), range(22, 34), range(30, 38)), Bleed(range(3, 5), range(22, 28), range(30, 38))
     rim = Bleed(range(3, 4), range(28, 34), range(30, 32))
-    one = scan("a", true=(half,), looks=(whole,), label=UNKNOWN_SUBTYPE)
+    one = scan("a", true=(half,), looks=(whole, ALONE), label=UNKNOWN_SUBTYPE)
     rim.paint(one.labels, EDEMA)
     states = {4: PSEUDO, 5: PSEUDO, 8: UNSURE}
     known = {PSEUDO: PSEUDO_FINDINGS, EMPTY: NO_FINDINGS, UNSURE: UNKNOWN_FINDINGS}
@@ -151,6 +159,8 @@ def test_a_scan_is_mended_on_its_own_grid(tmp_path: Path) -> None:
         true = where & (before[k] != EDEMA)
         assert 2 * (blood & true).sum() / (blood.sum() + true.sum()) > 0.8
     assert np.array_equal(labels[3] == EDEMA, before[3] == EDEMA)
+    assert (labels[3, 43:47, 25:29] == UNKNOWN).all()
+    assert not (labels[4:6] == UNKNOWN).any()
     assert np.array_equal(labels[[0, 1, 2, 6, 7]], before[[0, 1, 2, 6, 7]])
     assert told.cases[1].slices == data.cases[1].slices
 

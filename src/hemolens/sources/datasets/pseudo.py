@@ -130,6 +130,7 @@ class PseudoMasked:
         labels = self.under.labels(self._own[case.id])
         if case.id not in self.folder.cases:
             return labels
+        labels = labels.copy()  # they are the data set's own
         held = self.folder.cases[case.id]
         path = self.folder.root / held.file
         try:
